@@ -1,0 +1,1 @@
+"""LightningDataModules over indexed WebDataset shards, and the tools that write the shards."""

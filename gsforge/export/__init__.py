@@ -1,0 +1,1 @@
+"""Results that leave gsforge: .ply files and, later, other interchange formats."""

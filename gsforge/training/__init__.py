@@ -1,0 +1,1 @@
+"""Lightning callbacks, checkpointing and run directories; knows no method."""
