@@ -1,0 +1,24 @@
+"""What a method hands to callbacks, files and reports about one batch of scenes."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from gsforge.core.gaussians import Gaussians
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Result of a validation, test or prediction step; callbacks draw and save it without knowing the method.
+
+    Attributes:
+        keys: names of the B scenes.
+        gaussians: batch shape [B], or None where the method has none yet (a density alone, for example).
+        images: picture name -> [B, V, 3, H, W] sRGB in [0, 1]; `ground truth` and `render` are shown side by side.
+        metrics: metric name -> [B] values; `<metric>_baseline` holds the baseline of `<metric>`.
+    """
+
+    keys: list[str]
+    gaussians: Gaussians | None = None
+    images: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, Tensor] = field(default_factory=dict)
