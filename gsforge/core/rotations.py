@@ -34,18 +34,13 @@ def matrix_to_quaternion(matrices: Tensor) -> Tensor:
     Returns:
         [..., 4] unit quaternions (w, x, y, z).
     """
-    m = matrices
-    trace = m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]
-    # Row k holds 4 * q_k * (w, x, y, z).
-    products = torch.stack(
-        [
-            torch.stack([1 + trace, m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]], -1),
-            torch.stack([m[..., 2, 1] - m[..., 1, 2], 1 + 2 * m[..., 0, 0] - trace, m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0]], -1),
-            torch.stack([m[..., 0, 2] - m[..., 2, 0], m[..., 0, 1] + m[..., 1, 0], 1 + 2 * m[..., 1, 1] - trace, m[..., 1, 2] + m[..., 2, 1]], -1),
-            torch.stack([m[..., 1, 0] - m[..., 0, 1], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1], 1 + 2 * m[..., 2, 2] - trace], -1),
-        ],
-        dim=-2,
-    )  # fmt: skip
+    trace = matrices.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    antisymmetric = matrices.mT - matrices
+    axis = torch.stack([antisymmetric[..., 1, 2], antisymmetric[..., 2, 0], antisymmetric[..., 0, 1]], dim=-1)
+    vector_part = matrices + matrices.mT + (1 - trace) * torch.eye(3).to(matrices)
+    # Row k of this symmetric matrix is 4 q_k (w, x, y, z).
+    scalar_row = torch.cat([1 + trace, axis[..., None, :]], dim=-1)
+    products = torch.cat([scalar_row, torch.cat([axis[..., None], vector_part], dim=-1)], dim=-2)
     largest = products.diagonal(dim1=-2, dim2=-1).argmax(-1)
     index = largest[..., None, None].expand(*largest.shape, 1, 4)
     quats = normalize(products.gather(-2, index).squeeze(-2), dim=-1)
