@@ -1,0 +1,177 @@
+"""Render meshes to colour, depth and normals by ray casting on the CPU."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from embreex.mesh_construction import TriangleMesh
+from embreex.rtcore_scene import EmbreeScene
+from numpy.typing import NDArray
+
+from datamodules.prepare.appearance import SOLID_ALPHA, Appearance
+from datamodules.prepare.mesh_types import TexturedMesh, unit
+from datamodules.prepare.textures import linear_to_srgb
+from gsforge.core.cameras import Cameras
+
+DEFAULT_SHADING = 0.5
+# The hemisphere's pole leans away from z, so that vertical sides differ from each other.
+_SKY = np.array([0.34, 0.2, 0.92], np.float32) / np.float32(np.linalg.norm([0.34, 0.2, 0.92]))
+_RAYS_AT_ONCE = 1 << 18
+_MAX_LAYERS = 16
+_STEP_BEHIND = 2e-5  # past a surface that a ray goes through; objects are one unit wide
+
+
+@dataclass(frozen=True)
+class Views:
+    """Rendered views of one object.
+
+    Attributes:
+        color: [V, H, W, 4] uint8 sRGB and straight alpha (the covered part of the pixel).
+        depth: [V, H, W] float32 camera z at the pixel centre, 0 where there is no surface.
+        normal: [V, H, W, 3] float32 world-space unit normals that face the camera, 0 where there is no surface.
+    """
+
+    color: NDArray[np.uint8]
+    depth: NDArray[np.float32]
+    normal: NDArray[np.float32]
+
+
+@dataclass
+class _Samples:
+    """What n rays saw: premultiplied linear colour, alpha, and distance and normal of the first solid surface."""
+
+    color: NDArray[np.float32]
+    alpha: NDArray[np.float32]
+    distance: NDArray[np.float32]
+    normal: NDArray[np.float32]
+
+    @classmethod
+    def empty(cls, count: int) -> "_Samples":
+        return cls(*(np.zeros(shape, np.float32) for shape in ((count, 3), count, count, (count, 3))))
+
+
+def render_views(
+    mesh: TexturedMesh, cameras: Cameras, supersampling: int = 3, shading: float = DEFAULT_SHADING
+) -> Views:
+    """Render a mesh from several cameras.
+
+    The colour is the base colour times a fixed hemisphere light, which makes the shape visible and is the same from
+    every camera: 1 on surfaces that face the sky, falling to 1 - shading on those that face away. Both sides of a
+    face are visible. Colours are averaged in linear light over the samples of a pixel that hit the object; up to
+    16 translucent layers are composited, and a surface has depth and a normal if its alpha is at least 0.5.
+
+    Args:
+        mesh: the object, about one unit wide.
+        cameras: C cameras without batch dimensions.
+        supersampling: rays along each side of a pixel.
+        shading: strength of the hemisphere light, 0 (none) to 1.
+    """
+    caster = _Caster(mesh, shading)
+    views = [_render_view(caster, cameras, view, supersampling) for view in range(cameras.count)]
+    return Views(*(np.stack(images) for images in zip(*views, strict=True)))
+
+
+def _render_view(
+    caster: "_Caster", cameras: Cameras, view: int, supersampling: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+    camera = Cameras(cameras.world_to_camera[view], cameras.intrinsics[view], cameras.width, cameras.height)
+    forward = camera.world_to_camera[2, :3].numpy().astype(np.float32)
+    focal = float(camera.intrinsics[0, 0])
+    height, width, s = cameras.height, cameras.width, supersampling
+
+    def cast(samples_per_side: int) -> tuple[_Samples, NDArray[np.float32]]:
+        rays = Cameras(camera.world_to_camera[None], camera.intrinsics[None], width, height).rays(samples_per_side)
+        origins, directions = (tensor.reshape(-1, 3).numpy().astype(np.float32) for tensor in rays)
+        samples = caster.cast(origins, directions, forward / (focal * samples_per_side))
+        return samples, (samples.distance * (directions @ forward)).astype(np.float32)
+
+    samples, depth = cast(s)
+    color = samples.color.reshape(height, s, width, s, 3).mean(axis=(1, 3))
+    alpha = samples.alpha.reshape(height, s, width, s).mean(axis=(1, 3))
+    straight = np.divide(color, alpha[..., None], out=np.zeros_like(color), where=alpha[..., None] > 0)
+    rgba = np.concatenate([linear_to_srgb(straight), np.round(alpha * 255).astype(np.uint8)[..., None]], axis=-1)
+    if s % 2 == 0:  # no sample lies at the pixel centre
+        samples, depth = cast(1)
+        s = 1
+    centers = (slice(s // 2, None, s), slice(s // 2, None, s))
+    normal = samples.normal.reshape(height * s, width * s, 3)[centers]
+    return rgba, depth.reshape(height * s, width * s)[centers], normal
+
+
+class _Caster:
+    """An Embree scene of one mesh, and its shading."""
+
+    def __init__(self, mesh: TexturedMesh, shading: float) -> None:
+        self.mesh = mesh
+        self.shading = shading
+        self.appearance = Appearance(mesh)
+        self.scene = EmbreeScene(robust=True)
+        TriangleMesh(
+            self.scene,
+            np.ascontiguousarray(mesh.vertices, dtype=np.float32),
+            np.ascontiguousarray(mesh.faces, dtype=np.int32),
+        )
+
+    def cast(
+        self, origins: NDArray[np.float32], directions: NDArray[np.float32], spread: NDArray[np.float32]
+    ) -> _Samples:
+        """Follow rays through translucent surfaces to the first opaque one.
+
+        Args:
+            origins: [n, 3].
+            directions: [n, 3] of unit length.
+            spread: [3]; its product with a ray's vector from the camera is the width of a sample there.
+        """
+        samples = _Samples.empty(len(origins))
+        for first in range(0, len(origins), _RAYS_AT_ONCE):
+            chunk = np.arange(first, min(first + _RAYS_AT_ONCE, len(origins)))
+            travelled = np.zeros(len(chunk), np.float32)
+            for _ in range(_MAX_LAYERS):
+                starts = origins[chunk] + travelled[:, None] * directions[chunk]
+                hits = self.scene.run(starts, directions[chunk], query="INTERSECT", output=True)
+                found = np.flatnonzero(hits["primID"] >= 0)
+                chunk, travelled = chunk[found], travelled[found] + hits["tfar"][found]
+                if not chunk.size:
+                    break
+                barycentric = np.stack([1 - hits["u"] - hits["v"], hits["u"], hits["v"]], axis=1)[found]
+                self._shade(samples, chunk, directions, spread, travelled, hits["primID"][found], barycentric)
+                through = np.flatnonzero(samples.alpha[chunk] < 1 - 1 / 255)
+                chunk, travelled = chunk[through], travelled[through] + np.float32(_STEP_BEHIND)
+                if not chunk.size:
+                    break
+        return samples
+
+    def _shade(
+        self,
+        samples: _Samples,
+        rays: NDArray[np.integer],
+        directions: NDArray[np.float32],
+        spread: NDArray[np.float32],
+        distances: NDArray[np.float32],
+        faces: NDArray[np.integer],
+        barycentric: NDArray[np.float32],
+    ) -> None:
+        """Composite one surface behind what the rays have seen so far."""
+        towards = directions[rays]
+        normals, cosines = self._facing_normals(towards, faces, barycentric)
+        footprints = distances * (towards @ spread) / np.sqrt(np.maximum(cosines, 0.05))
+        colors = self.appearance.colors(faces, barycentric, footprints)
+        light = 1 - self.shading * (0.5 - 0.5 * (normals @ _SKY))
+        weights = (1 - samples.alpha[rays]) * colors[:, 3]
+        samples.color[rays] += (weights * light)[:, None] * colors[:, :3]
+        samples.alpha[rays] += weights
+        solid = (colors[:, 3] >= SOLID_ALPHA) & (samples.distance[rays] == 0)
+        samples.distance[rays[solid]] = distances[solid]
+        samples.normal[rays[solid]] = normals[solid]
+
+    def _facing_normals(
+        self, towards: NDArray[np.float32], faces: NDArray[np.integer], barycentric: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Shading normals turned to the camera, and the cosine between the face and the ray."""
+        flat = self.mesh.face_normals[faces]
+        cosines = -np.einsum("nd,nd->n", flat, towards)
+        flat = np.where(cosines[:, None] < 0, -flat, flat)
+        smooth = unit(np.einsum("nk,nkd->nd", barycentric, self.mesh.corner_normals[faces]))
+        # Some files store normals against the winding of their faces.
+        smooth = np.where(np.einsum("nd,nd->n", smooth, flat)[:, None] < 0, -smooth, smooth)
+        visible = np.einsum("nd,nd->n", smooth, towards) < 0
+        return np.where(visible[:, None], smooth, flat).astype(np.float32), np.abs(cosines)
