@@ -102,7 +102,7 @@ def build_mesh(
     Raises:
         MeshError: if a face refers to a vertex that does not exist, or an attribute has another length.
     """
-    vertices, faces = vertices.astype(np.float64), faces.astype(np.int64).reshape(-1, 3)
+    faces = faces.astype(np.int64).reshape(-1, 3)
     if len(faces) and (faces.min() < 0 or faces.max() >= len(vertices)):
         raise MeshError(f"faces refer to vertices {faces.min()}..{faces.max()}, but there are {len(vertices)}")
     for name, values in (("uvs", uvs), ("normals", normals), ("colors", colors)):
@@ -112,7 +112,7 @@ def build_mesh(
     if uvs is not None:
         corner_uvs = np.nan_to_num(np.asarray(uvs, np.float32)[faces], posinf=0.0, neginf=0.0)
     mesh = TexturedMesh(
-        vertices=vertices,
+        vertices=vertices.astype(np.float64),
         faces=faces,
         face_materials=np.zeros(len(faces), np.int32),
         materials=(material or Material(),),
