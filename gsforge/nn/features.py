@@ -10,37 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pixel_shuffle, pixel_unshuffle
 
 from gsforge.core.cameras import Cameras
+from gsforge.core.frozen import FrozenModule
 from gsforge.nn.derivatives import derivative_kernels, separable
 
 _REC709_LUMINANCE = (0.2126, 0.7152, 0.0722)
 
 
-class FeatureExtractor(nn.Module):
-    """Base of the extractors: always in evaluation mode, without gradients, and absent from checkpoints.
-
-    The weights come from a published file, so a training checkpoint holds none of them, and loading one leaves them.
+class FeatureExtractor(FrozenModule):
+    """Base of the extractors: frozen, without gradients, and absent from checkpoints.
 
     Attributes:
         channels: number of channels of the maps.
     """
 
     channels: int
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_load_state_dict_pre_hook(_keep_own_weights)
-
-    def train(self, mode: bool = True) -> "FeatureExtractor":
-        """Stay in evaluation mode, whatever the module around this one does."""
-        return super().train(False)
-
-    def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
-        """Contribute nothing to a checkpoint."""
-        return {} if destination is None else destination
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -61,11 +48,6 @@ class FeatureExtractor(nn.Module):
 
     def _extract(self, images: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} is an interface: construct one of its sub-classes")
-
-
-def _keep_own_weights(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    own = nn.Module.state_dict(module)
-    state_dict.update({prefix + name: tensor for name, tensor in own.items()})
 
 
 class FilterBankFeatures(FeatureExtractor):
