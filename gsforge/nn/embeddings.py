@@ -10,21 +10,22 @@ from torch.nn.functional import pad
 class PointEmbedding(nn.Module):
     """Linear map of a point plus sines and cosines of its coordinates (DeG, positional embedding "v2").
 
-    Each axis gets width // 6 frequencies, geometrically spaced from pi to 2^10 pi; the rest of the channels is zero.
+    Each axis gets width // 6 frequencies, geometrically spaced from pi to 2^octaves pi; the rest of the channels is zero.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, octaves: float) -> None:
         """Build the embedding.
 
         Args:
             width: channels of the embedding, >= 6.
+            octaves: log2 of the ratio of the highest frequency to the lowest.
         """
         super().__init__()
         self.width = width
         self.linear = nn.Linear(3, width)
-        exponents = torch.linspace(0, 10, width // 6)
+        exponents = torch.linspace(0, octaves, width // 6)
         self.register_buffer("frequencies", math.pi * 2**exponents, persistent=False)
 
     def sinusoids(self, points: Tensor) -> Tensor:

@@ -1,0 +1,100 @@
+"""Sizes and loss weights of the DeG VAE; the defaults are the published ones."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Stage = Literal["structure", "appearance"]
+
+
+@dataclass
+class NetworkConfig:
+    """Sizes of the three networks (DeG-VAE; about 620 M parameters with the defaults).
+
+    Attributes:
+        width: channels of every transformer.
+        heads: attention heads; divides `width`.
+        latent_channels: channels of a latent token.
+        encoder_blocks: transformer blocks of the set encoder.
+        density_blocks: cross-attention blocks of the octree density.
+        decoder_blocks: transformer blocks of the attribute decoder.
+        embedding_octaves: log2 of the ratio of the highest to the lowest frequency in the embeddings of points; a small
+            network learns faster when it does not exceed `octree_depth`.
+        octree_depth: levels L of the density; leaves have side 2^-L.
+        gaussians_per_anchor: K Gaussians that expand around each density sample.
+        expansion: initial half-size of the cloud of K Gaussians before the 0.75 tanh, object units.
+        initial_scale: initial standard deviation of a Gaussian, object units.
+        minimum_scale: lower bound of the standard deviation (3D mip filter), object units.
+        initial_opacity: initial opacity.
+    """
+
+    width: int = 1024
+    heads: int = 16
+    latent_channels: int = 16
+    encoder_blocks: int = 16
+    density_blocks: int = 4
+    decoder_blocks: int = 16
+    embedding_octaves: float = 10.0
+    octree_depth: int = 8
+    gaussians_per_anchor: int = 32
+    expansion: float = 0.05
+    initial_scale: float = 0.004
+    minimum_scale: float = 9e-4
+    initial_opacity: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        if self.width % self.heads:
+            raise ValueError(f"network.heads: {self.heads} does not divide network.width {self.width}")
+        if not 1 <= self.octree_depth <= 20:
+            raise ValueError(f"network.octree_depth: expected 1 to 20 (codes are 64-bit), got {self.octree_depth}")
+        if not self.minimum_scale < self.initial_scale:
+            raise ValueError(
+                f"network.initial_scale {self.initial_scale} must exceed network.minimum_scale {self.minimum_scale}"
+            )
+
+
+@dataclass
+class SamplingConfig:
+    """How many points, tokens, anchors and views a training step uses.
+
+    Attributes:
+        context_points: points of each of the two feature sets; the sets are disjoint samples of the surface.
+        target_points: random subset of the first set whose octree histogram the density learns, redrawn each step.
+        tokens: latent token counts M; one is drawn for each step, the same on all ranks.
+        anchors: density samples P that are decoded to P K Gaussians.
+        feature_views: the first views of a sample feed the encoder; the rest are rendered and compared.
+        check_visibility: average a point's features over the views that see it, by the depth maps. The release averages
+            over all views.
+    """
+
+    context_points: int = 16384
+    target_points: int = 8192
+    tokens: list[int] = field(default_factory=lambda: [1024])
+    anchors: int = 2048
+    feature_views: int = 4
+    check_visibility: bool = False
+
+
+@dataclass
+class LossWeights:
+    """Weights of the loss terms; the defaults are those of the appearance stage (structure: structure 1, kl 0.01).
+
+    Attributes:
+        structure: octree cross-entropy minus the entropy of the target.
+        kl: divergence of the latent posterior from a standard normal.
+        l1: mean absolute error of colour.
+        ssim: 1 - SSIM.
+        lpips: LPIPS-VGG; needs `lpips_weights`.
+        volume: mean product of the three scales.
+        opacity: 1 - mean opacity.
+        sphere: centred and non-overlapping local expansions.
+    """
+
+    structure: float = 0.001
+    kl: float = 1e-4
+    l1: float = 1.0
+    ssim: float = 0.2
+    lpips: float = 0.2
+    volume: float = 1.0
+    opacity: float = 0.001
+    sphere: float = 100.0

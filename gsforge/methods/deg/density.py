@@ -1,0 +1,151 @@
+"""Learned octree density of the DeG VAE: teacher-forced likelihood and systematic sampling."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, silu
+
+from gsforge.core.octree import (
+    capacity,
+    cell_centers,
+    cell_corners,
+    child_histogram,
+    compact,
+    systematic_split,
+)
+from gsforge.methods.deg.config import NetworkConfig
+from gsforge.nn.attention import Attention, feed_forward, modulate
+from gsforge.nn.embeddings import PointEmbedding, ScalarEmbedding
+
+
+@dataclass(frozen=True)
+class DensitySamples:
+    """Points drawn from the density.
+
+    Attributes:
+        points: [B, P, 3] in [0, 1].
+        log_probability: [B, P] log of the probability of the point's leaf; add 3 L log 2 for the density.
+    """
+
+    points: Tensor
+    log_probability: Tensor
+
+
+class DensityBlock(nn.Module):
+    """AdaLN-zero block that only looks at the latent: modulated cross-attention, modulated feed-forward."""
+
+    def __init__(self, width: int, heads: int, context_width: int) -> None:
+        """Build the block."""
+        super().__init__()
+        self.attention = Attention(width, heads, context_width)
+        self.perceptron = feed_forward(width)
+
+    def forward(self, h_BCD: Tensor, z_BMZ: Tensor, modulation_6D: Tensor) -> Tensor:
+        """Refine cell queries [B, C, D]; the six rows of `modulation` are shift, scale and gate of the two halves."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation_6D.unbind(0)
+        width = h_BCD.shape[-1:]
+        h_BCD = h_BCD + gate1 * self.attention(modulate(layer_norm(h_BCD, width), shift1, scale1), z_BMZ)
+        return h_BCD + gate2 * self.perceptron(modulate(layer_norm(h_BCD, width), shift2, scale2))
+
+
+class OctreeDensity(nn.Module):
+    """q(x | Z) = prod_l q(child_l | parent_{l-1}, Z), one network for all levels, uniform inside a leaf.
+
+    Cells of a level do not attend to each other. The resolution of the children is an input.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        """Build the density; the children are equally likely until it is trained."""
+        super().__init__()
+        width = config.width
+        self.depth = config.octree_depth
+        self.cell_embedding = PointEmbedding(width, config.embedding_octaves)
+        self.resolution_embedding = ScalarEmbedding(width)
+        self.to_modulation = nn.Linear(width, 6 * width)
+        self.blocks = nn.ModuleList(
+            DensityBlock(width, config.heads, config.latent_channels) for _ in range(config.density_blocks)
+        )
+        self.final_norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 8)
+        for zero in (self.to_modulation, self.head):
+            nn.init.zeros_(zero.weight)
+            nn.init.zeros_(zero.bias)
+
+    def child_log_probabilities(self, codes: Tensor, level: int, z_BMZ: Tensor) -> Tensor:
+        """Log-probabilities of the eight children of cells.
+
+        Args:
+            codes: [B, C] codes of cells of `level`.
+            level: level of the parents.
+            z_BMZ: [B, M, latent_channels].
+
+        Returns:
+            [B, C, 8], float32 whatever the autocast precision.
+        """
+        resolution = torch.tensor(2.0 ** (level + 1), device=codes.device)
+        modulation_6D = self.to_modulation(silu(self.resolution_embedding(resolution))).unflatten(-1, (6, -1))
+        h_BCD = self.cell_embedding(cell_centers(codes, level).to(z_BMZ.dtype))
+        for block in self.blocks:
+            h_BCD = block(h_BCD, z_BMZ, modulation_6D)
+        return self.head(self.final_norm(h_BCD)).float().log_softmax(-1)
+
+    def structural_loss(self, points: Tensor, z_BMZ: Tensor) -> Tensor:
+        """KL divergence of q from the leaf histogram of the points, summed over the levels.
+
+        L = sum_l sum_v sum_k n_vk / N (log(n_vk / n_v) - log pi_l(k | v)), n_vk the points in child k of cell v. With
+        far fewer points than leaves its minimum over all objects is not zero: the finite-sample floor.
+
+        Args:
+            points: [B, N, 3] in [0, 1].
+            z_BMZ: [B, M, latent_channels].
+
+        Returns:
+            [B] nats.
+
+        Source:
+            DeG (arXiv 2605.16355), structural loss.
+        """
+        divergence = torch.zeros(points.shape[0], device=points.device)
+        for level in range(self.depth):
+            parents, children = child_histogram(points, level)
+            log_pi = self.child_log_probabilities(parents.codes, level, z_BMZ)
+            share = children / points.shape[1]
+            # Where a child is empty its share is 0 and the clamped logarithm is finite: the term vanishes.
+            empirical = (children.clamp_min(1) / parents.counts.clamp_min(1)[..., None]).log()
+            divergence = divergence + (share * (empirical - log_pi)).sum((1, 2))
+        return divergence
+
+    def sample(self, z_BMZ: Tensor, count: int) -> DensitySamples:
+        """Draw exactly `count` points by systematic sampling down the tree.
+
+        Positions carry no gradient; the log-probabilities do, to the network and to `z`.
+
+        Args:
+            z_BMZ: [B, M, latent_channels].
+            count: budget P.
+
+        Returns:
+            P points for each object.
+        """
+        batch, device = z_BMZ.shape[0], z_BMZ.device
+        codes = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        counts = torch.full((batch, 1), count, device=device)
+        log_q = torch.zeros(batch, 1, device=device)
+        for level in range(self.depth):
+            log_pi = self.child_log_probabilities(codes, level, z_BMZ)
+            uniforms = torch.rand(counts.shape, dtype=torch.float64, device=device)
+            split = systematic_split(counts, log_pi.detach().exp(), uniforms)
+            child_codes = codes[..., None] * 8 + torch.arange(8, device=device)
+            codes, counts, log_q = compact(
+                child_codes.flatten(1),
+                split.flatten(1),
+                capacity(level + 1, count),
+                (log_q[..., None] + log_pi).flatten(1),
+            )
+        # Leaf of the i-th point: the first whose cumulative count exceeds i.
+        ranks = torch.arange(count, device=device).expand(batch, count).contiguous()
+        leaf = torch.searchsorted(counts.cumsum(-1), ranks, right=True)
+        corners = cell_corners(codes.gather(1, leaf), self.depth)
+        points = (corners + torch.rand(corners.shape, device=device)) / 2**self.depth
+        return DensitySamples(points, log_q.gather(1, leaf))

@@ -1,0 +1,134 @@
+"""Set encoder of the DeG VAE: surface points with image features to latent tokens."""
+
+import torch
+from torch import Tensor, nn
+
+from gsforge.core.sampling import farthest_point_sampling
+from gsforge.methods.deg.config import NetworkConfig
+from gsforge.nn.attention import Attention, feed_forward
+from gsforge.nn.embeddings import PointEmbedding
+
+
+class CrossAttention(nn.Module):
+    """Pre-norm residual cross-attention to a feature set."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Build the layer."""
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, width)
+
+    def forward(self, x_BMD: Tensor, context_BSD: Tensor) -> Tensor:
+        """Refine tokens [B, M, D] by a context [B, S, D]."""
+        return x_BMD + self.attention(self.norm(x_BMD), context_BSD)
+
+    def silenced(self) -> "CrossAttention":
+        """Make the layer the identity, so that adding it does not disturb what was learned before."""
+        nn.init.zeros_(self.attention.to_out.weight)
+        nn.init.zeros_(self.attention.to_out.bias)
+        return self
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention, cross-attention to one or two feature sets, feed-forward; all pre-norm residual."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Build the block without the appearance attention, which the encoder holds."""
+        super().__init__()
+        self.self_norm = nn.LayerNorm(width)
+        self.self_attention = Attention(width, heads)
+        self.semantic = CrossAttention(width, heads)
+        self.perceptron_norm = nn.LayerNorm(width)
+        self.perceptron = feed_forward(width)
+
+    def forward(
+        self, x_BMD: Tensor, semantic_BSD: Tensor, appearance: CrossAttention | None, appearance_BSD: Tensor | None
+    ) -> Tensor:
+        """Refine tokens [B, M, D] by the context sets [B, S, D]."""
+        x_BMD = x_BMD + self.self_attention(self.self_norm(x_BMD))
+        x_BMD = self.semantic(x_BMD, semantic_BSD)
+        if appearance is not None and appearance_BSD is not None:
+            x_BMD = appearance(x_BMD, appearance_BSD)
+        return x_BMD + self.perceptron(self.perceptron_norm(x_BMD))
+
+
+class FeatureSet(nn.Module):
+    """Tokens of a set of points with features: Linear(feature) + embedding of the point."""
+
+    def __init__(self, config: NetworkConfig, channels: int) -> None:
+        """Map `channels` features to the width of the network."""
+        super().__init__()
+        self.features = nn.Linear(channels, config.width)
+        self.points = PointEmbedding(config.width, config.embedding_octaves)
+
+    def forward(self, points: Tensor, features: Tensor) -> Tensor:
+        """Combine points [B, S, 3] in [0, 1] and features [B, S, channels] into [B, S, width]."""
+        return self.features(features) + self.points(points)
+
+
+class SetEncoder(nn.Module):
+    """DeG-VAE encoder: M farthest-point queries read the feature sets and become a Gaussian posterior over M tokens.
+
+    The second (appearance) feature set has its own, independently sampled points; it joins in the appearance stage.
+    """
+
+    def __init__(self, config: NetworkConfig, semantic_channels: int, appearance_channels: int | None) -> None:
+        """Build the encoder.
+
+        Args:
+            config: sizes.
+            semantic_channels: channels of the first feature set.
+            appearance_channels: channels of the second feature set; None leaves its branch out.
+        """
+        super().__init__()
+        width = config.width
+        self.query_embedding = PointEmbedding(width, config.embedding_octaves)
+        self.semantic_set = FeatureSet(config, semantic_channels)
+        self.blocks = nn.ModuleList(EncoderBlock(width, config.heads) for _ in range(config.encoder_blocks))
+        # Apart from the blocks, so that a structure checkpoint lacks exactly what starts with "appearance".
+        self.appearance_set: FeatureSet | None = None
+        self.appearance_layers = nn.ModuleList()
+        if appearance_channels is not None:
+            self.appearance_set = FeatureSet(config, appearance_channels)
+            self.appearance_layers.extend(CrossAttention(width, config.heads).silenced() for _ in self.blocks)
+        self.final_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.to_mean = nn.Linear(width, config.latent_channels)
+        self.to_log_variance = nn.Linear(width, config.latent_channels)
+        nn.init.zeros_(self.to_log_variance.weight)
+        nn.init.zeros_(self.to_log_variance.bias)
+
+    def forward(
+        self,
+        tokens: int,
+        semantic: tuple[Tensor, Tensor],
+        appearance: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Encode.
+
+        Args:
+            tokens: number M of latent tokens.
+            semantic: points [B, S, 3] in [0, 1] and features [B, S, semantic_channels].
+            appearance: points [B, S2, 3] and features [B, S2, appearance_channels], where the branch exists.
+
+        Returns:
+            mean, log_variance: [B, M, latent_channels]; token i belongs to the i-th farthest-point sample.
+        """
+        points, _ = semantic
+        chosen = farthest_point_sampling(points, tokens)
+        queries = points.gather(1, chosen[..., None].expand(-1, -1, 3))
+        x_BMD = self.query_embedding(queries)
+        semantic_BSD = self.semantic_set(*semantic)
+        if self.appearance_set is None or appearance is None:
+            for block in self.blocks:
+                x_BMD = block(x_BMD, semantic_BSD, None, None)
+        else:
+            appearance_BSD = self.appearance_set(*appearance)
+            for block, layer in zip(self.blocks, self.appearance_layers, strict=True):
+                x_BMD = block(x_BMD, semantic_BSD, layer, appearance_BSD)
+        x_BMD = self.final_norm(x_BMD)
+        return self.to_mean(x_BMD), self.to_log_variance(x_BMD)
+
+
+def sample_posterior(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Draw z ~ N(mean, exp(log_variance)) with the reparametrisation trick; shapes [B, M, C]."""
+    return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)

@@ -1,0 +1,270 @@
+"""DeG VAE training: the structure stage (encoder, density) and the appearance stage (all, through the renderer)."""
+
+import random
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from gsforge.core.cameras import Cameras
+from gsforge.core.gaussians import Gaussians
+from gsforge.core.reconstruction import Reconstruction
+from gsforge.losses.image import PerceptualLoss, l1, ssim
+from gsforge.methods.deg.config import LossWeights, NetworkConfig, SamplingConfig, Stage
+from gsforge.methods.deg.decoder import AttributeDecoder, Expansion
+from gsforge.methods.deg.density import OctreeDensity
+from gsforge.methods.deg.encoder import SetEncoder, sample_posterior
+from gsforge.methods.deg.evaluation import density_picture, structure_metrics
+from gsforge.methods.deg.losses import kl_divergence, sphere_loss, transparency, volume
+from gsforge.metrics.image import image_metrics
+from gsforge.nn.features import FeatureExtractor, project_features
+from gsforge.render import RenderSettings, rasterize
+
+Batch = dict[str, Any]
+
+
+class DeGVAE(LightningModule):
+    """Gaussian VAE with a learned density (DeG / TripoSplat, arXiv 2605.16355), stages 1 and 2.
+
+    Stage `structure` trains the encoder and the octree density on surface points. Stage `appearance` adds the second
+    feature set and the attribute decoder and trains everything through the renderer; it starts from a structure
+    checkpoint (`init_from`).
+    """
+
+    new_in_stage = ("encoder.appearance", "decoder.")
+
+    def __init__(
+        self,
+        semantic_features: FeatureExtractor,
+        appearance_features: FeatureExtractor | None = None,
+        stage: Stage = "structure",
+        network: NetworkConfig = NetworkConfig(),  # noqa: B008 (jsonargparse shows and overrides its fields)
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
+        loss: LossWeights = LossWeights(),  # noqa: B008
+        render: RenderSettings = RenderSettings(mode="antialiased", eps2d=0.1),  # noqa: B008
+        vgg_weights: str | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Build the networks of the stage.
+
+        Args:
+            semantic_features: frozen extractor of the first feature set (DINOv3 in the paper).
+            appearance_features: frozen extractor of the second feature set (FLUX.2 VAE latents in the paper); the
+                structure stage does without.
+            stage: `structure` or `appearance`.
+            network: sizes of the networks.
+            sampling: numbers of points, tokens, anchors and views in a step.
+            loss: weights of the loss terms.
+            render: image formation; the paper's is antialiased with a 0.1 px^2 kernel.
+            vgg_weights: local file with the VGG-16 weights of LPIPS; read if `loss.lpips` > 0 in the appearance stage.
+            optimizer: made from the parameters.
+            lr_scheduler: made from the optimizer and stepped once each step.
+            seed: of the draws that all ranks share (token counts).
+
+        Raises:
+            ValueError: for a combination of settings that cannot train.
+        """
+        super().__init__()
+        self.stage, self.network, self.sampling, self.loss, self.render = stage, network, sampling, loss, render
+        self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
+        self._check(appearance_features)
+        self.semantic_features = semantic_features
+        self.appearance_features = appearance_features if stage == "appearance" else None
+        self.encoder = SetEncoder(
+            network,
+            semantic_features.channels,
+            self.appearance_features.channels if self.appearance_features is not None else None,
+        )
+        self.density = OctreeDensity(network)
+        self.decoder = AttributeDecoder(network) if stage == "appearance" else None
+        self.perceptual = PerceptualLoss(vgg_weights) if self.decoder is not None and loss.lpips > 0 else None
+
+    def _check(self, appearance_features: FeatureExtractor | None) -> None:
+        sampling = self.sampling
+        if max(sampling.tokens) > sampling.context_points:
+            raise ValueError(
+                f"sampling.tokens: {max(sampling.tokens)} query points cannot be chosen from "
+                f"sampling.context_points {sampling.context_points}; lower one or raise the other"
+            )
+        if sampling.target_points > sampling.context_points:
+            raise ValueError(
+                f"sampling.target_points {sampling.target_points} is a subset of sampling.context_points "
+                f"{sampling.context_points} and cannot be larger"
+            )
+        if self.stage == "appearance" and appearance_features is None:
+            raise ValueError("stage 'appearance' needs appearance_features, the extractor of the second feature set")
+
+    # --- the model
+
+    def encode(self, batch: Batch, tokens: int) -> tuple[Tensor, Tensor]:
+        """Posterior of the latent of every object.
+
+        Args:
+            batch: points [B, 2 S, 3] in the world, of which each feature set takes half, and the views that feed it.
+            tokens: number M of latent tokens.
+
+        Returns:
+            mean, log_variance: [B, M, latent_channels].
+        """
+        count = self.sampling.context_points
+        semantic = self._feature_set(batch, slice(0, count), self.semantic_features)
+        if self.appearance_features is None:
+            return self.encoder(tokens, semantic)
+        appearance = self._feature_set(batch, slice(count, 2 * count), self.appearance_features)
+        return self.encoder(tokens, semantic, appearance)
+
+    def decode(self, z_BMZ: Tensor, anchors: int) -> tuple[Tensor, Expansion]:
+        """Draw anchors from the density and decode them.
+
+        Args:
+            z_BMZ: [B, M, latent_channels].
+            anchors: budget P; P K Gaussians come out.
+
+        Returns:
+            anchors [B, P, 3] in [0, 1], and their Gaussians.
+
+        Raises:
+            RuntimeError: in the structure stage, which has no decoder.
+        """
+        if self.decoder is None:
+            raise RuntimeError("stage 'structure' has no attribute decoder: decode with an 'appearance' checkpoint")
+        with torch.no_grad():
+            points = self.density.sample(z_BMZ, anchors).points
+        return points, self.decoder(points, z_BMZ)
+
+    def _feature_set(self, batch: Batch, part: slice, extractor: FeatureExtractor) -> tuple[Tensor, Tensor]:
+        views = slice(0, self.sampling.feature_views)
+        points = batch["points"][:, part]
+        images = batch["images"][:, views] * batch["alphas"][:, views]
+        maps = extractor(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        depths = batch["depths"][:, views] if self.sampling.check_visibility else None
+        return points + 0.5, project_features(maps, _cameras(batch, views), points, depths)
+
+    # --- training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step of the stage: loss terms times their weights."""
+        self._check_batch(batch)
+        mean, log_variance = self.encode(batch, self._tokens_of_step())
+        z_BMZ = sample_posterior(mean, log_variance)
+        chosen = torch.randperm(self.sampling.context_points, device=self.device)[: self.sampling.target_points]
+        terms = {
+            "structure": self.density.structural_loss(batch["points"][:, chosen] + 0.5, z_BMZ).mean(),
+            "kl": kl_divergence(mean, log_variance),
+        }
+        if self.decoder is not None:
+            terms |= self._appearance_terms(batch, z_BMZ)
+        total = torch.stack([getattr(self.loss, name) * value for name, value in terms.items()]).sum()
+        size = len(batch["points"])
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=size)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
+        return total
+
+    def _appearance_terms(self, batch: Batch, z_BMZ: Tensor) -> dict[str, Tensor]:
+        anchors, (gaussians, offsets) = self.decode(z_BMZ, self.sampling.anchors)
+        views = slice(self.sampling.feature_views, None)
+        shape = batch["images"][:, views].shape[:2]
+        backgrounds = torch.randint(2, (*shape, 1), device=self.device).float().expand(*shape, 3)
+        rendered = self._render(gaussians, _cameras(batch, views), backgrounds).flatten(0, 1)
+        target = _over(batch["images"][:, views], batch["alphas"][:, views], backgrounds).flatten(0, 1)
+        terms = {
+            "l1": l1(rendered, target),
+            "ssim": 1 - ssim(rendered, target).mean(),
+            "volume": volume(gaussians),
+            "opacity": transparency(gaussians),
+            "sphere": sphere_loss(anchors, offsets),
+        }
+        if self.perceptual is not None:
+            terms["lpips"] = self.perceptual(rendered, target).mean()
+        return terms
+
+    def _tokens_of_step(self) -> int:
+        """Token count M of this step: a pure function of (seed, step), so that all ranks and attempts agree."""
+        return random.Random(f"{self.seed}/{self.global_step}").choice(self.sampling.tokens)
+
+    def _render(self, gaussians: Gaussians, cameras: Cameras, backgrounds: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            return rasterize(gaussians, cameras, backgrounds=backgrounds, settings=self.render).rgb
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer and step-wise schedule from the configuration."""
+        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        if self.lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    # --- evaluation
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Reconstruction:
+        """Reconstruct objects: Gaussians and their renders beside the ground truth of views the encoder did not see."""
+        self._check_batch(batch)
+        # Random numbers of evaluation depend on the batch alone, never on how far training has come.
+        with torch.random.fork_rng():
+            torch.manual_seed(batch_idx)
+            return self._reconstruct(batch)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Reconstruct and log the metrics; the `Reconstruction` goes to the callbacks."""
+        return self._evaluate(batch, batch_idx, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Reconstruct and log the metrics; the `Reconstruction` goes to the callbacks."""
+        return self._evaluate(batch, batch_idx, "test")
+
+    def _evaluate(self, batch: Batch, batch_idx: int, prefix: str) -> Reconstruction:
+        result = self.predict_step(batch, batch_idx)
+        metrics = {f"{prefix}/{name}": values.mean() for name, values in result.metrics.items()}
+        self.log_dict(metrics, batch_size=len(result.keys), sync_dist=True)
+        return result
+
+    @torch.no_grad()
+    def _reconstruct(self, batch: Batch) -> Reconstruction:
+        # Posterior samples, not means: the networks never saw a mean during training.
+        z_BMZ = sample_posterior(*self.encode(batch, max(self.sampling.tokens)))
+        views = slice(self.sampling.feature_views, None)
+        cameras, black = _cameras(batch, views), torch.zeros(3, device=self.device)
+        backgrounds = black.expand(*cameras.batch_shape, cameras.count, 3)
+        truth = _over(batch["images"][:, views], batch["alphas"][:, views], backgrounds)
+        drawn = self.density.sample(z_BMZ, batch["points"].shape[1])
+        metrics = structure_metrics(drawn.points - 0.5, batch["points"])
+        images = {"ground truth": truth}
+        gaussians = None
+        if self.decoder is not None:
+            _, (gaussians, _) = self.decode(z_BMZ, self.sampling.anchors)
+            images["render"] = self._render(gaussians, cameras, backgrounds).clamp(0, 1)
+            metrics |= image_metrics(images["render"], truth)
+            if self.perceptual is not None:
+                metrics["lpips"] = self.perceptual(images["render"], truth).mean(1)
+        images["density"] = density_picture(drawn, cameras)
+        return Reconstruction(list(batch["key"]), gaussians, images, metrics)
+
+    def _check_batch(self, batch: Batch) -> None:
+        points, views = batch["points"].shape[1], batch["images"].shape[1]
+        if points < 2 * self.sampling.context_points:
+            raise ValueError(
+                f"two feature sets of sampling.context_points {self.sampling.context_points} need data.points >= "
+                f"{2 * self.sampling.context_points}, got {points}"
+            )
+        if views <= self.sampling.feature_views:
+            raise ValueError(
+                f"sampling.feature_views {self.sampling.feature_views} feed the encoder and at least one more view is "
+                f"compared, but a sample has {views} views; raise data.views"
+            )
+
+
+def _cameras(batch: Batch, views: slice) -> Cameras:
+    height, width = batch["images"].shape[-2:]
+    return Cameras(batch["world_to_camera"][:, views], batch["intrinsics"][:, views], width, height)
+
+
+def _over(images: Tensor, alphas: Tensor, backgrounds: Tensor) -> Tensor:
+    """Composite straight colour [B, V, 3, H, W] over backgrounds [B, V, 3]."""
+    return images * alphas + (1 - alphas) * backgrounds[..., None, None]
