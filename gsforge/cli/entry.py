@@ -1,0 +1,108 @@
+"""Entry point of the `gsforge` command.
+
+It starts in a fraction of a second because a command's module, and with it torch and Lightning, is imported only when
+that command runs.
+"""
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points, version
+
+from rich.console import Console
+from rich.markup import escape
+
+COMMANDS = {
+    "fit": ("gsforge.cli.run:main", "train; the same command, run again, continues"),
+    "validate": ("gsforge.cli.run:main", "measure the validation set with a run's last checkpoint"),
+    "test": ("gsforge.cli.run:main", "measure the test set, write metrics, pictures and .ply files"),
+    "predict": ("gsforge.cli.run:main", "write one .ply per object of the prediction set"),
+    "export": ("gsforge.cli.export:main", "write one object of a trained run as a .ply file"),
+}
+GROUP = "gsforge.commands"
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+_console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments after the program's name; those of the process by default.
+
+    Returns:
+        Exit code: 0 done, 1 the run failed, 2 the command or its configuration is wrong, 75 preempted (run the same
+        command again), 130 stopped by Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or bool(os.environ.get("GSFORGE_DEBUG"))
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        Console(highlight=False).print(escape(_help()))
+        return 0
+    if arguments[0] == "--version":
+        Console(highlight=False).print(f"gsforge {version('gsforge')}")
+        return 0
+    return _run(arguments[0], arguments[1:], debug)
+
+
+def _run(name: str, arguments: list[str], debug: bool) -> int:
+    try:
+        command = _load(name)
+        # After the imports: Lightning adds handlers of its own where it finds none.
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        return command(name, arguments)
+    except KeyboardInterrupt:
+        _console.print("stopped")
+        return INTERRUPTED
+    except (argparse.ArgumentError, ValueError, OSError) as error:
+        if debug:
+            raise
+        _report(error)
+        return USAGE_ERROR if isinstance(error, argparse.ArgumentError) else 1
+
+
+def _report(error: BaseException) -> None:
+    _console.print(f"[bold red]error:[/] {escape(str(error))}")
+    _console.print("[dim](the traceback: add --debug, or set GSFORGE_DEBUG=1)[/]")
+
+
+def _load(name: str) -> Callable[[str, list[str]], int]:
+    if name in COMMANDS:
+        module, function = COMMANDS[name][0].split(":")
+        return getattr(import_module(module), function)
+    added = _added_commands()
+    if name in added:
+        command = added[name].load()
+        return lambda _, arguments: int(command(arguments) or 0)
+    close = difflib.get_close_matches(name, [*COMMANDS, *added], n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise argparse.ArgumentError(None, f"there is no command {name!r}.{hint} `gsforge --help` lists the commands.")
+
+
+def _added_commands() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _help() -> str:
+    rows = [(name, text) for name, (_, text) in COMMANDS.items()]
+    rows += [(name, f"see `gsforge {name} --help`") for name in _added_commands()]
+    lines = [f"  {name:<10} {text}" for name, text in rows]
+    return "\n".join(
+        [
+            "usage: gsforge COMMAND [options]   (gsforge COMMAND --help for its options)",
+            "",
+            *lines,
+            "",
+            "  --version  show the version",
+            "  --debug    with a command: show the traceback of an error",
+            "",
+            "A training: gsforge fit --config METHOD.yaml --config TRAINER.yaml [--key value]",
+        ]
+    )

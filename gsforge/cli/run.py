@@ -1,0 +1,170 @@
+"""`gsforge fit`, `validate`, `test` and `predict`: Lightning's command line, with a run directory that continues."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from gsforge.cli.explain import explain
+from gsforge.training.checkpoint_io import AtomicCheckpointIO
+from gsforge.training.checkpoints import LastCheckpoints, initialise_from, progress_of
+from gsforge.training.config import RunConfig, run_config_text
+from gsforge.training.errors import ConfigError, StopRequested
+from gsforge.training.evaluation import ResultWriter
+from gsforge.training.guards import NonFiniteGuard
+from gsforge.training.loggers import place_loggers
+from gsforge.training.media import ValidationPictures
+from gsforge.training.progress import ProgressLines, terminal_shows_bars
+from gsforge.training.run_directory import RunDirectory
+from gsforge.training.step_rng import StepRng
+from gsforge.training.stopping import exit_code, forget_request, install_handlers
+from gsforge.training.timing import StepTiming
+
+_console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class RunCLI(LightningCLI):
+    """Lightning's command line for a run: one directory, the same command continues, errors name the key.
+
+    Args:
+        args: command and options; without a command when `run` is False.
+        run: whether to run the command, or to build model, data and trainer only.
+    """
+
+    def __init__(self, args: Sequence[str], run: bool = True):
+        self.run = run
+        strict = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_kwargs={**strict, **{name: dict(strict) for name in self.subcommands()}},
+            args=list(args),
+            run=run,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the keys of a run, and the callbacks that every run has."""
+        parser.add_argument("--run_dir", type=str, required=True, help="Folder that keeps everything this run writes.")
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="Checkpoint, or run directory of an earlier stage, whose weights a new run starts from.",
+        )
+        parser.add_lightning_class_args(LastCheckpoints, "checkpoint")
+        parser.add_lightning_class_args(NonFiniteGuard, "guard")
+        parser.add_lightning_class_args(ValidationPictures, "pictures")
+        parser.add_lightning_class_args(StepTiming, "timing")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the given arguments, never those of the process."""
+        try:
+            self.config = parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            chosen = self._subcommand_parsers.get(args[0], parser) if self.run else parser
+            keys = [action.dest for action in chosen._actions]
+            raise argparse.ArgumentError(None, explain(error.message, keys)) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as given: Lightning would let the checkpoint's parameters override it."""
+
+    def before_instantiate_classes(self) -> None:
+        """Point everything the run writes into its directory."""
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        if isinstance(config.seed_everything, bool):
+            raise ConfigError("seed_everything must be a whole number, so that a resumed run repeats the same steps")
+        self.run_directory = RunDirectory(config.run_dir)
+        text = run_config_text(self._parser(self.subcommand).dump(config, skip_none=False))
+        attempt = self.run_directory.next_attempt()
+        config.trainer.default_root_dir = str(self.run_directory.path)
+        config.trainer.logger = place_loggers(config.trainer.logger, self.run_directory, attempt)
+        bars = terminal_shows_bars() and config.trainer.enable_progress_bar is not False
+        config.trainer.enable_progress_bar = bars
+        self.trainer_defaults["callbacks"] = [
+            StepRng(config.seed_everything),
+            RunConfig(self.run_directory, text, attempt),
+            ResultWriter(),
+            *([] if bars else [ProgressLines()]),
+        ]
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with checkpoint files that are never half written."""
+        configured = self._get(self.config_init, "trainer").get("plugins") or []
+        plugins = configured if isinstance(configured, list) else [configured]
+        return super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
+
+    @staticmethod
+    def configure_optimizers(lightning_module: LightningModule, optimizer: Any, lr_scheduler: Any = None) -> Any:
+        """Step the learning-rate schedule after every optimiser step, not once per epoch."""
+        configured = LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
+        if isinstance(configured, tuple):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"}}
+        return configured
+
+    def fit(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        **_: Any,
+    ) -> None:
+        """Train, from the run's last checkpoint where it has one."""
+        checkpoint = Path(ckpt_path) if ckpt_path else self.run_directory.last_checkpoint()
+        if checkpoint is not None:
+            progress = progress_of(checkpoint)
+            if progress.finished(self.trainer):
+                _say(f"{self.run_directory.path} is already finished at step {progress.step}")
+                return
+            _say(f"continuing {self.run_directory.path} at step {progress.step}")
+        elif source := self._get(self.config, "init_from"):
+            initialise_from(model, source)
+            _say(f"starting from the weights of {source}")
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
+
+    def validate(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Measure the validation set with the last checkpoint, or with the given one."""
+        self.trainer.validate(model, ckpt_path=self._evaluated(ckpt_path), **kwargs)
+
+    def test(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Measure the test set with the last checkpoint, or with the given one."""
+        self.trainer.test(model, ckpt_path=self._evaluated(ckpt_path), **kwargs)
+
+    def predict(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Write a .ply per object with the last checkpoint, or with the given one."""
+        kwargs["return_predictions"] = False
+        self.trainer.predict(model, ckpt_path=self._evaluated(ckpt_path), **kwargs)
+
+    def _evaluated(self, ckpt_path: str | None) -> Path:
+        return Path(ckpt_path) if ckpt_path else self.run_directory.require_checkpoint()
+
+
+@rank_zero_only
+def _say(message: str) -> None:
+    _console.print(message, markup=False)
+
+
+def main(command: str, arguments: list[str]) -> int:
+    """Run one of Lightning's commands.
+
+    Args:
+        command: fit, validate, test or predict.
+        arguments: its options.
+
+    Returns:
+        Exit code, see `gsforge.cli.entry.main`.
+    """
+    logging.getLogger("gsforge").setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)
+    forget_request()
+    install_handlers()
+    try:
+        RunCLI([command, *arguments])
+    except StopRequested as stop:
+        _say(f"stopped after step {stop.step}, which is saved. Run the same command again to continue.")
+        return exit_code(stop.signal_number)
+    return 0

@@ -1,0 +1,87 @@
+"""Keeps the configuration of every attempt, and shows what changed since the one before."""
+
+import difflib
+from pathlib import Path
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+from rich.syntax import Syntax
+
+from gsforge.training.run_directory import RunDirectory
+
+# Options of one command rather than of the run.
+_COMMAND_OPTIONS = ("ckpt_path", "weights_only", "verbose", "return_predictions", "config")
+
+
+class RunConfig(Callback):
+    """Writes `config.yaml`, and `config.<attempt>.yaml` with a printed difference when it changed.
+
+    Args:
+        run: the run's directory.
+        text: configuration of this attempt, from `run_config_text`.
+        attempt: number of this attempt.
+    """
+
+    def __init__(self, run: RunDirectory, text: str, attempt: int):
+        self.run = run
+        self.text = text
+        self.attempt = attempt
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the configuration of a training run."""
+        if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        known = self.run.configs()
+        if not known:
+            _write(self.run.path / "config.yaml", self.text)
+        elif difference := config_difference(self.run.config().read_text(encoding="utf-8"), self.text):
+            console = Console(stderr=True)
+            console.print(f"the configuration changed since {self.run.config().name}:", highlight=False)
+            console.print(Syntax(difference, "diff", background_color="default"))
+            _write(self.run.path / f"config.{self.attempt}.yaml", self.text)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(yaml.safe_load(self.text))
+
+
+def run_config_text(dumped: str) -> str:
+    """YAML of a run without the options that belong to one command.
+
+    Args:
+        dumped: configuration as the command line's parser dumps it.
+
+    Returns:
+        YAML that `fit`, `validate`, `test`, `predict` and `export` all accept.
+    """
+    config = yaml.safe_load(dumped)
+    kept = {key: value for key, value in config.items() if key not in _COMMAND_OPTIONS}
+    return yaml.safe_dump(kept, sort_keys=False, width=120)
+
+
+def config_difference(old: str, new: str) -> str:
+    """Changed lines of two YAML configurations, each under its full key; empty when both say the same."""
+    lines = [[f"{key}: {value}" for key, value in sorted(_flat(yaml.safe_load(text)).items())] for text in (old, new)]
+    changes = difflib.unified_diff(*lines, lineterm="", n=0)
+    return "\n".join(line for line in changes if not line.startswith(("---", "+++", "@@")))
+
+
+def _flat(value: object, prefix: str = "") -> dict[str, object]:
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = dict(enumerate(value)).items()
+    else:
+        return {prefix: value}
+    flat: dict[str, object] = {}
+    for key, item in items:
+        flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,148 @@
+"""Writes what `gsforge test` and `gsforge predict` produce: metrics, pictures, Gaussians."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from gsforge.core.reconstruction import Reconstruction
+from gsforge.training.checkpoints import progress_of
+from gsforge.training.errors import ConfigError
+from gsforge.training.media import file_name, picture_strip, write_strips
+from gsforge.training.run_directory import RunDirectory
+
+_BASELINE = "_baseline"
+
+
+class ResultWriter(Callback):
+    """Writes `test/metrics.json`, a .ply and pictures per test object, and `predict/<key>.ply`.
+
+    Args:
+        up: up axis of the .ply files, `z` as inside gsforge or `y` for most viewers.
+    """
+
+    def __init__(self, up: str = "z"):
+        self.up = up
+        self._objects: dict[str, dict[str, float]] = {}
+        self._started = 0.0
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._objects = {}
+        self._started = time.perf_counter()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the metrics of a batch, write its pictures and Gaussians."""
+        result = _reconstruction(outputs, pl_module, "test_step")
+        folder = RunDirectory(trainer.default_root_dir).test
+        write_gaussians(result, folder, self.up)
+        for index, key in enumerate(result.keys):
+            self._objects[key] = {name: float(values[index]) for name, values in result.metrics.items()}
+            write_strips(folder, key, {name: picture_strip(views[index]) for name, views in result.images.items()})
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the metrics of all ranks and show their means."""
+        objects = _gathered(trainer, self._objects)
+        if not trainer.is_global_zero:
+            return
+        means = mean_metrics(objects)
+        summary = {
+            "checkpoint": str(trainer.ckpt_path),
+            "step": progress_of(trainer.ckpt_path).step if trainer.ckpt_path else trainer.global_step,
+            "objects": objects,
+            "mean": means,
+            "seconds": time.perf_counter() - self._started,
+        }
+        path = RunDirectory(trainer.default_root_dir).test / "metrics.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        console = Console()
+        console.print(metrics_table(means, len(objects)))
+        console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the Gaussians of a batch."""
+        result = _reconstruction(outputs, pl_module, "predict_step")
+        write_gaussians(result, RunDirectory(trainer.default_root_dir).predict, self.up)
+
+
+def write_gaussians(result: Reconstruction, folder: Path, up: str) -> list[Path]:
+    """Write one .ply per object.
+
+    Args:
+        result: reconstruction; without Gaussians nothing is written.
+        folder: folder to write to, created if needed.
+        up: up axis of the files, `z` or `y`.
+
+    Returns:
+        The files.
+    """
+    if result.gaussians is None:
+        return []
+    from gsforge.core.ply import save_ply
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{file_name(key)}.ply" for key in result.keys]
+    for index, path in enumerate(paths):
+        scene = result.gaussians[index].detach().to("cpu")
+        visible = scene.opacities > 0  # batches pad their smaller scenes with Gaussians of zero opacity
+        save_ply(path, scene.map(lambda tensor, visible=visible: tensor[visible]), up)
+    return paths
+
+
+def mean_metrics(objects: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Mean over the objects of every metric they have."""
+    names = sorted({name for metrics in objects.values() for name in metrics})
+    values = {name: [metrics[name] for metrics in objects.values() if name in metrics] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items()}
+
+
+def metrics_table(means: dict[str, float], objects: int) -> Table:
+    """Table with one row per metric, the model beside its baseline."""
+    table = Table(title=f"mean over {objects} objects")
+    table.add_column("metric")
+    table.add_column("model", justify="right")
+    table.add_column("baseline", justify="right")
+    for name, value in means.items():
+        if not name.endswith(_BASELINE):
+            baseline = means.get(name + _BASELINE)
+            table.add_row(name, f"{value:.4f}", "" if baseline is None else f"{baseline:.4f}")
+    return table
+
+
+def _reconstruction(outputs: Any, pl_module: LightningModule, step: str) -> Reconstruction:
+    if not isinstance(outputs, Reconstruction):
+        raise ConfigError(
+            f"{type(pl_module).__name__}.{step} returned {type(outputs).__name__}, expected a "
+            "gsforge.core.reconstruction.Reconstruction"
+        )
+    return outputs
+
+
+def _gathered(trainer: Trainer, objects: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    if trainer.world_size == 1:
+        return objects
+    parts: list[dict[str, dict[str, float]]] = [{} for _ in range(trainer.world_size)]
+    torch.distributed.all_gather_object(parts, objects)
+    return {key: metrics for part in parts for key, metrics in part.items()}

@@ -1,0 +1,119 @@
+"""A model with dropout and a data set of numbers, small enough for tests of the machinery around them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gsforge.core.gaussians import Gaussians
+from gsforge.core.reconstruction import Reconstruction
+
+
+class TinyModel(LightningModule):
+    """Predicts the mean colour of points; its Gaussians are the points themselves."""
+
+    def __init__(self, width: int = 8, bad_keys: list[str] | None = None):
+        super().__init__()
+        self.bad_keys = set(bad_keys or [])
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(3, width), torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(width, 3)
+        )
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        loss = (self.net(batch["points"] + 0.1 * torch.randn_like(batch["points"])) - batch["colors"]).square().mean()
+        if self.bad_keys.intersection(batch["key"]):
+            loss = loss * float("nan")
+        self.log("train/loss", loss)
+        return loss
+
+    def _reconstruct(self, batch: dict[str, Any]) -> Reconstruction:
+        points = batch["points"]
+        colors = self.net(points).sigmoid()
+        batch_size, count, _ = points.shape
+        picture = colors.mean(1)[:, None, :, None, None].expand(-1, 2, -1, 6, 5)
+        return Reconstruction(
+            keys=batch["key"],
+            gaussians=Gaussians(
+                means=points,
+                quats=torch.tensor([1.0, 0, 0, 0]).expand(batch_size, count, 4),
+                scales=torch.full_like(points, 0.02),
+                opacities=torch.full((batch_size, count), 0.7),
+                sh=((colors - 0.5) / 0.28209479177387814)[:, :, None],
+            ),
+            images={"ground truth": picture * 0, "render": picture, "density": picture},
+            metrics={"psnr": colors.mean((1, 2)), "psnr_baseline": colors.amax((1, 2))},
+        )
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Reconstruction:
+        torch.randn(3)  # draws from the global generator, which must not disturb training
+        self.log("val/loss", (self.net(batch["points"]) - batch["colors"]).square().mean(), batch_size=2)
+        return self._reconstruct(batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Reconstruction:
+        return self._reconstruct(batch)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Reconstruction:
+        return self._reconstruct(batch)
+
+
+class TinyPoints(Dataset):
+    def __init__(self, count: int, split: str):
+        self.count = count
+        self.split = split
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(index)
+        points = torch.rand(5, 3, generator=generator) - 0.5
+        return {"key": f"{self.split}_{index}", "points": points, "colors": points + 0.5}
+
+
+class ResumableLoader:
+    """A loader that starts where its state says, as the data modules of the project do."""
+
+    def __init__(self, loader: DataLoader):
+        self.loader = loader
+        self.batches_done = 0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        start, self.batches_done = self.batches_done % len(self), self.batches_done % len(self)
+        for index, batch in enumerate(self.loader):
+            if index >= start:
+                self.batches_done += 1
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches_done": self.batches_done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.batches_done = state["batches_done"]
+
+
+class TinyData(LightningDataModule):
+    def __init__(self, samples: int = 8, batch_size: int = 2):
+        super().__init__()
+        self.samples = samples
+        self.batch_size = batch_size
+
+    def _loader(self, split: str) -> DataLoader:
+        return DataLoader(TinyPoints(self.samples, split), batch_size=self.batch_size)
+
+    def train_dataloader(self) -> ResumableLoader:
+        return ResumableLoader(self._loader("train"))
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._loader("test")
