@@ -1,0 +1,186 @@
+"""What every DataModule over shards shares: the sets, the loaders and the position in the run."""
+
+import logging
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from lightning.pytorch import LightningDataModule, Trainer
+from torch.utils.data import DataLoader
+
+from datamodules.errors import DataError
+from datamodules.index import read_index
+from datamodules.loading import (
+    Assemble,
+    EvaluationDataset,
+    EvaluationSampler,
+    RunDataset,
+    RunSampler,
+    Sample,
+    TrainLoader,
+    collate,
+    collate_evaluation,
+)
+from datamodules.order import RunOrder
+from datamodules.samples import SampleStore
+
+log = logging.getLogger(__name__)
+
+
+class ShardDataModule(LightningDataModule, ABC):
+    """Training, validation, test and prediction loaders over sets of shards.
+
+    A checkpoint holds one number, the position: how many samples the run has trained on. It counts batches that the
+    training loop has processed, so it is exact whether the checkpoint was saved after a step, after validation or in
+    the middle of a step, and holds for any number of ranks and workers.
+
+    Args:
+        train: folder or address of the training set, or several.
+        val: folder or address of the validation set.
+        test: folder or address of the test and prediction set.
+        batch_size: samples of a training batch over all ranks.
+        eval_batch_size: samples of an evaluation batch of one rank.
+        num_workers: worker processes of each loader and rank; 0 loads in the main process.
+        seed: seed of the order and of all draws, 0 <= seed < 2^32.
+        block_shards: shards whose samples are shuffled together.
+        max_unreadable: number of different samples that may be replaced before the run stops.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        train: str | list[str],
+        val: str,
+        test: str | None,
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int,
+        seed: int,
+        block_shards: int,
+        max_unreadable: int,
+    ) -> None:
+        super().__init__()
+        self._sets = {"train": [train] if isinstance(train, str) else list(train), "val": [val]}
+        self._sets |= {"test": [test]} if test is not None else {}
+        self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
+        self._num_workers, self._seed = num_workers, seed
+        self._block_shards, self._max_unreadable = block_shards, max_unreadable
+        self._stores: dict[str, SampleStore] = {}
+        self._origin = (0, 0)
+
+    @abstractmethod
+    def assembler(self, store: SampleStore, training: bool) -> Assemble:
+        """What makes tensors of the files of a set; must be picklable.
+
+        Raises:
+            DataError: if the set cannot give what was asked for.
+        """
+
+    def setup(self, stage: str) -> None:
+        """Read the indices of the sets that the stage needs."""
+        names = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
+        for name in names:
+            if name not in self._sets:
+                raise DataError("no test set was given; add `--data.test FOLDER` or `test:` in the config")
+            if name not in self._stores:
+                self._stores[name] = SampleStore({folder: read_index(folder, self.kind) for folder in self._sets[name]})
+        if stage == "fit" and self._batches() == 0:
+            self._origin = (0, 0)
+
+    def _batches(self) -> int:
+        """Training batches processed so far, as Lightning counts and restores them."""
+        progress = self._attached().fit_loop.epoch_loop.batch_progress.total
+        return int(progress.state_dict()["processed"])
+
+    def position(self) -> int:
+        """Number of samples that the run has trained on, which is the number of its next sample."""
+        position, batches = self._origin
+        return position + (self._batches() - batches) * self._batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, for the checkpoint, with what it was counted from."""
+        train = self._stores.get("train")
+        return {
+            "position": self.position(),
+            "batches": self._batches(),
+            "fingerprint": train.fingerprint if train is not None else None,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the checkpoint's position, even if `batch_size` changed since."""
+        self._origin = (state_dict["position"], state_dict["batches"])
+        train = self._stores.get("train")
+        if train is not None and state_dict["fingerprint"] not in (None, train.fingerprint):
+            log.warning(
+                "The training shards changed since the checkpoint was saved: the run goes on with other samples."
+            )
+
+    def train_dataloader(self) -> TrainLoader:
+        """The rest of the run; its length is the run where `max_steps` is set, and one pass over the set otherwise.
+
+        Raises:
+            DataError: if the batch cannot be shared out evenly to the ranks.
+        """
+        trainer, replicas = self._attached(), self._replicas()
+        if self._batch_size % replicas["num_replicas"]:
+            raise DataError(
+                f"batch_size {self._batch_size} (over all ranks) cannot be shared out to {replicas['num_replicas']} "
+                f"ranks; choose a multiple of {replicas['num_replicas']}"
+            )
+        store = self._stores["train"]
+        order = RunOrder(store.shard_sizes, self._seed, self._block_shards)
+        dataset = RunDataset(store, order, self.assembler(store, training=True), self._seed)
+        if trainer.max_steps > 0:
+            batches = trainer.max_steps * trainer.accumulate_grad_batches
+        else:
+            batches = max(1, len(store) // self._batch_size)
+        sampler = RunSampler(dataset, self._batch_size, **replicas, position=self.position, batches=batches)
+        return TrainLoader(
+            dataset,
+            batch_size=self._batch_size // replicas["num_replicas"],
+            sampler=sampler,
+            collate_fn=collate,
+            max_unreadable=self._max_unreadable,
+            **self._workers(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """The validation set, see `EvaluationSampler`."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """The test set, see `EvaluationSampler`."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """The test set, see `EvaluationSampler`."""
+        return self._evaluation("test")
+
+    def _evaluation(self, name: str) -> DataLoader[Sample]:
+        store = self._stores[name]
+        dataset = EvaluationDataset(store, self.assembler(store, training=False))
+        return DataLoader(
+            dataset,
+            batch_size=self._eval_batch_size,
+            sampler=EvaluationSampler(dataset, **self._replicas()),
+            collate_fn=collate_evaluation,
+            **self._workers(),
+        )
+
+    def _attached(self) -> Trainer:
+        if self.trainer is None:
+            raise RuntimeError("loaders need a Trainer: call trainer.fit(model, datamodule=...), or set .trainer first")
+        return self.trainer
+
+    def _replicas(self) -> dict[str, int]:
+        """How many ranks get different data, and which this is; tensor-parallel ranks share theirs."""
+        return self._attached().distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
+
+    def _workers(self) -> dict[str, Any]:
+        """Loader options. Torch gives every worker process a single thread by itself."""
+        return {
+            "num_workers": self._num_workers,
+            "persistent_workers": self._num_workers > 0,
+            "pin_memory": self._attached().strategy.root_device.type == "cuda",
+        }

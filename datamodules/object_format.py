@@ -1,0 +1,139 @@
+"""The files of one object in a shard: what `prepare` writes and the DataModule reads."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from datamodules.samples import Members
+
+KIND = "objects"
+RECORD_SCHEMA = 1
+DEPTH_LEVELS = 65534  # depth d of [near, far] is stored as 1 + DEPTH_LEVELS * (d - near) / (far - near); 0 is no hit
+
+
+@dataclass(frozen=True)
+class ObjectRecord:
+    """The validated `record.json` of one object.
+
+    Attributes:
+        views: number of views V.
+        size: side of the square images in pixels.
+        points: number of surface points N.
+        world_to_camera: [V, 4, 4] float32.
+        intrinsics: [V, 3, 3] float32, pixels.
+        depth_range: the depths that stand for the lowest and highest stored value.
+    """
+
+    views: int
+    size: int
+    points: int
+    world_to_camera: Tensor
+    intrinsics: Tensor
+    depth_range: tuple[float, float]
+
+    @classmethod
+    def read(cls, members: Members) -> "ObjectRecord":
+        """Read an object's record.
+
+        Raises:
+            SampleError: if it is of another version or incomplete, or its cameras are not finite.
+        """
+        content = members.decode("record.json")
+        if content.get("schema") != RECORD_SCHEMA:
+            raise members.error(f"record has schema {content.get('schema')!r}, this gsforge reads {RECORD_SCHEMA}")
+        try:
+            near, far = (float(value) for value in content["depth_range"])
+            record = cls(
+                views=int(content["views"]),
+                size=int(content["size"]),
+                points=int(content["points"]),
+                world_to_camera=torch.tensor(content["world_to_camera"], dtype=torch.float32),
+                intrinsics=torch.tensor(content["intrinsics"], dtype=torch.float32),
+                depth_range=(near, far),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise members.error(f"record is incomplete: {type(error).__name__}: {error}") from error
+        record._check(members)
+        return record
+
+    def _check(self, members: Members) -> None:
+        shapes = {"world_to_camera": (self.views, 4, 4), "intrinsics": (self.views, 3, 3)}
+        for name, shape in shapes.items():
+            matrices: Tensor = getattr(self, name)
+            if tuple(matrices.shape) != shape:
+                raise members.error(f"{name} has shape {list(matrices.shape)}, expected {list(shape)}")
+            if not bool(matrices.isfinite().all()):
+                raise members.error(f"{name} holds NaN or infinite values")
+        near, far = self.depth_range
+        if not (math.isfinite(far) and 0 < near < far):
+            raise members.error(f"depth_range [{near}, {far}] is not 0 < near < far")
+
+    @property
+    def centers(self) -> Tensor:
+        """[V, 3] camera positions."""
+        return -(self.world_to_camera[:, :3, :3].mT @ self.world_to_camera[:, :3, 3:]).squeeze(-1)
+
+
+def read_view(members: Members, record: ObjectRecord, view: int) -> dict[str, Tensor]:
+    """Decode the three images of one view.
+
+    Args:
+        members: files of the object.
+        record: its record.
+        view: 0 <= view < V.
+
+    Returns:
+        color [3, S, S] straight sRGB and alpha [1, S, S] in [0, 1]; depth [1, S, S], camera z, 0 where nothing was
+        hit; normal [3, S, S], world, unit length, 0 where nothing was hit.
+
+    Raises:
+        SampleError: if an image is missing, damaged, or has another size or format.
+    """
+    size = record.size
+    color = _image(members, f"color.{view:03d}.png", (size, size, 4), np.uint8)
+    depth = _image(members, f"depth.{view:03d}.png", (size, size), np.uint16)
+    normal = _image(members, f"normal.{view:03d}.png", (size, size, 3), np.uint8)
+    near, far = record.depth_range
+    metric = near + (depth.astype(np.float32) - 1) * ((far - near) / DEPTH_LEVELS)
+    rgba = torch.from_numpy(color / np.float32(255)).permute(2, 0, 1)
+    directions = torch.from_numpy(normal * np.float32(2 / 255) - 1).permute(2, 0, 1)
+    hit = torch.from_numpy(normal.any(-1))
+    return {
+        "color": rgba[:3],
+        "alpha": rgba[3:],
+        "depth": torch.from_numpy(np.where(depth > 0, metric, np.float32(0)))[None],
+        "normal": normalize(directions, dim=0) * hit,
+    }
+
+
+def _image(members: Members, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    image = members.decode(name)
+    if image.shape != shape or image.dtype != dtype:
+        raise members.error(f"{name} is {image.dtype}{list(image.shape)}, expected {np.dtype(dtype)}{list(shape)}")
+    return image
+
+
+def read_points(members: Members, record: ObjectRecord) -> dict[str, np.ndarray]:
+    """Decode the surface points of an object.
+
+    Returns:
+        points [N, 3] float32, point_normals [N, 3] float16, point_colors [N, 3] uint8.
+
+    Raises:
+        SampleError: if one is missing, damaged, of another shape or type, or not finite.
+    """
+    arrays = {}
+    for name, dtype in (("points", np.float32), ("point_normals", np.float16), ("point_colors", np.uint8)):
+        array = members.decode(f"{name}.npy")
+        if array.shape != (record.points, 3) or array.dtype != dtype:
+            raise members.error(
+                f"{name}.npy is {array.dtype}{list(array.shape)}, expected {np.dtype(dtype)}[{record.points}, 3]"
+            )
+        if not np.isfinite(array).all():
+            raise members.error(f"{name}.npy holds NaN or infinite values")
+        arrays[name] = array
+    return arrays

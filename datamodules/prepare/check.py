@@ -1,0 +1,157 @@
+"""`gsforge data check`: whether a set is what its index says, and its objects are consistent in themselves."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from datamodules.errors import DataError, SampleError
+from datamodules.index import ShardEntry, read_index
+from datamodules.object_format import KIND, ObjectRecord, read_points, read_view
+from datamodules.prepare.pool import Failure
+from datamodules.samples import Members, parse_members
+from datamodules.shards import describe_shard
+
+_BOX = 0.5 + 1e-4
+_OUTLIERS = 0.02  # share of points that may contradict the depth maps: edges, and parts thinner than a pixel
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What was found in one shard.
+
+    Attributes:
+        shard: file name.
+        samples: number of samples looked at.
+        problems: one line each.
+    """
+
+    shard: str
+    samples: int
+    problems: list[str]
+
+
+class ShardTask(NamedTuple):
+    """One shard to check: the folder of its set and its index entry."""
+
+    folder: str
+    shard: ShardEntry
+
+
+def shard_tasks(folder: Path) -> list[ShardTask]:
+    """The shards of a set of objects.
+
+    Raises:
+        DataError: if the index cannot be used, or two samples have the same key.
+    """
+    index = read_index(str(folder), KIND)
+    keys: set[str] = set()
+    for shard in index.shards:
+        for sample in shard.samples:
+            if sample.key in keys:
+                raise DataError(f"{folder}: the key {sample.key!r} occurs twice")
+            keys.add(sample.key)
+    return [ShardTask(str(folder), shard) for shard in index.shards]
+
+
+def check_shard(task: ShardTask) -> ShardReport:
+    """Compare a shard with its index entry, and look at each of its objects."""
+    path = Path(task.folder) / task.shard.file
+    try:
+        found = describe_shard(path, task.shard.file)
+    except DataError as error:
+        return ShardReport(task.shard.file, 0, [str(error)])
+    problems = []
+    if found.sha256 != task.shard.sha256:
+        problems.append(f"{path}: sha256 is {found.sha256}, the index states {task.shard.sha256}")
+    if found.samples != task.shard.samples:
+        changed = sorted({sample.key for sample in set(found.samples) ^ set(task.shard.samples)})
+        problems.append(f"{path}: place or content of samples differs from the index: {', '.join(changed)}")
+    with path.open("rb") as stream:
+        for sample in found.samples:
+            stream.seek(sample.offset)
+            extent = stream.read(sample.size)
+            try:
+                members = parse_members(sample.key, str(path), extent)
+                problems += [str(members.error(problem)) for problem in check_object(members)]
+            except SampleError as error:
+                problems.append(str(error))
+    return ShardReport(task.shard.file, len(found.samples), problems)
+
+
+def report_of(task: ShardTask, result: ShardReport | Failure) -> ShardReport:
+    """The report of a shard, also where the check itself broke down."""
+    if isinstance(result, Failure):
+        return ShardReport(task.shard.file, 0, [f"{task.shard.file}: the check failed: {result.reason}"])
+    return result
+
+
+def check_object(members: Members) -> Iterator[str]:
+    """Problems of one object: members, shapes, cameras, ranges, and depth against surface points.
+
+    Raises:
+        SampleError: if a member cannot be decoded or has another shape or type.
+    """
+    record = ObjectRecord.read(members)
+    yield from _check_members(members, record)
+    yield from _check_cameras(record)
+    cloud = read_points(members, record)
+    points = torch.from_numpy(cloud["points"])
+    if not bool((points.abs() <= _BOX).all()):
+        yield f"points leave the unit cube: largest coordinate {float(points.abs().max()):.4f}"
+    lengths = torch.from_numpy(cloud["point_normals"]).float().norm(dim=-1)
+    if not bool(((lengths - 1).abs() < 0.01).all()):
+        yield "point_normals are not of unit length"
+    outliers = 0.0
+    for view in range(record.views):
+        images = read_view(members, record, view)
+        hit = images["depth"] > 0
+        if not bool(hit.any()):
+            yield f"view {view} shows nothing"
+        if bool((hit != (images["normal"].abs().sum(0, keepdim=True) > 0)).any()):
+            yield f"view {view}: depth and normal disagree about where the object is"
+        outliers += float(_contradictions(points, images["depth"], record, view)) / record.views
+    if outliers > _OUTLIERS:
+        yield f"{outliers:.1%} of the points lie in front of the rendered surface or off the object; check the cameras"
+
+
+def _check_members(members: Members, record: ObjectRecord) -> Iterator[str]:
+    expected = {f"{name}.{view:03d}.png" for name in ("color", "depth", "normal") for view in range(record.views)}
+    expected |= {"record.json", "points.npy", "point_normals.npy", "point_colors.npy"}
+    if missing := sorted(expected - members.content.keys()):
+        yield f"missing members: {', '.join(missing)}"
+    if extra := sorted(members.content.keys() - expected):
+        yield f"unknown members: {', '.join(extra)}"
+
+
+def _check_cameras(record: ObjectRecord) -> Iterator[str]:
+    matrices, intrinsics = record.world_to_camera, record.intrinsics
+    rotation = matrices[:, :3, :3]
+    if not torch.allclose(rotation @ rotation.mT, torch.eye(3), atol=1e-4) or bool((rotation.det() < 0).any()):
+        yield "world_to_camera holds a matrix that is no rotation and translation"
+    if not torch.equal(matrices[:, 3], torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(record.views, 4)):
+        yield "world_to_camera: a last row is not [0, 0, 0, 1]"
+    focal, principal = intrinsics[:, [0, 1], [0, 1]], intrinsics[:, :2, 2]
+    if not bool((focal > 0).all()) or bool((principal - record.size / 2).abs().max() > record.size):
+        yield "intrinsics: focal length or principal point does not fit the image"
+
+
+def _contradictions(points: Tensor, depth: Tensor, record: ObjectRecord, view: int) -> Tensor:
+    """Share of surface points that the depth map of one view rules out.
+
+    A point on the surface is seen or hidden: its pixel or a neighbour shows the object, no farther than the point.
+    """
+    in_camera = points @ record.world_to_camera[view, :3, :3].T + record.world_to_camera[view, :3, 3]
+    homogeneous = in_camera @ record.intrinsics[view].T
+    pixels = (homogeneous[:, :2] / homogeneous[:, 2:]).floor().long()
+    inside = ((pixels >= 0) & (pixels < record.size)).all(-1) & (in_camera[:, 2] > 0)
+    pixels, z = pixels[inside], in_camera[inside, 2]
+    nearest = -max_pool2d(torch.where(depth > 0, -depth, -torch.inf)[None], 3, stride=1, padding=1)[0, 0]
+    rendered = nearest[pixels[:, 1], pixels[:, 0]]
+    near, far = record.depth_range
+    tolerance = 0.01 * (far - near)
+    return (torch.isinf(rendered) | (z < rendered - tolerance)).float().mean() if len(z) else torch.ones(())

@@ -1,0 +1,158 @@
+"""Reading samples out of shards: one ranged read each, then decoders from a fixed list."""
+
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import numpy as np
+from aiohttp import ClientError
+from PIL import Image
+from safetensors.numpy import load as load_safetensors
+
+from datamodules.errors import DataError, SampleError
+from datamodules.index import Index, ShardEntry, join
+
+
+def _decode_image(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image)
+
+
+def _decode_array(content: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+def _decode_arrays(content: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+# The only formats that are ever read from a shard. None of them can run code.
+DECODERS: Mapping[str, Callable[[bytes], Any]] = {
+    "png": _decode_image,
+    "jpg": _decode_image,
+    "webp": _decode_image,
+    "npy": _decode_array,
+    "npz": _decode_arrays,
+    "json": json.loads,
+    "safetensors": load_safetensors,
+}
+
+
+@dataclass(frozen=True)
+class Members:
+    """The files of one sample, decoded when asked for.
+
+    Attributes:
+        key: name of the sample.
+        source: address of its shard.
+        content: member name without the key -> bytes.
+    """
+
+    key: str
+    source: str
+    content: Mapping[str, bytes]
+
+    def decode(self, name: str) -> Any:
+        """Decode one member: arrays for images and npy, dictionaries for json, npz and safetensors.
+
+        Raises:
+            SampleError: if the member is missing or its content is damaged.
+        """
+        if name not in self.content:
+            raise self.error(f"no member {name!r}")
+        try:
+            return DECODERS[name.rpartition(".")[2]](self.content[name])
+        except (ValueError, OSError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
+            raise self.error(f"member {name!r} is damaged: {type(error).__name__}: {error}") from error
+
+    def error(self, reason: str) -> SampleError:
+        """An error about this sample that names it and its shard."""
+        return SampleError(f"sample {self.key!r} of {self.source}: {reason}")
+
+
+def parse_members(key: str, source: str, extent: bytes) -> Members:
+    """Take a sample's stretch of a tar file apart.
+
+    Args:
+        key: name of the sample.
+        source: address of the shard, for messages.
+        extent: the stretch, from the first header to the end of the last member.
+
+    Raises:
+        SampleError: if it is no tar content, a member belongs to another sample, or its format is not in `DECODERS`
+            (a pickle, for example); nothing is decoded then.
+    """
+    members = Members(key, source, content := {})
+    try:
+        with tarfile.open(fileobj=io.BytesIO(extent), mode="r:") as archive:
+            for info in archive:
+                owner, _, name = info.name.partition(".")
+                if owner != key or not info.isreg():
+                    raise members.error(f"unexpected tar entry {info.name!r}")
+                if name.rpartition(".")[2] not in DECODERS:
+                    raise members.error(f"member {name!r} is refused: only {', '.join(DECODERS)} are read")
+                stream = archive.extractfile(info)
+                content[name] = stream.read() if stream is not None else b""
+    except tarfile.TarError as error:
+        raise members.error(f"broken tar content: {error}") from error
+    return members
+
+
+class SampleStore:
+    """Random access to the samples of one or several sets, as one sequence.
+
+    Holds numpy arrays in place of Python objects, so that worker processes share their memory. Samples have the order
+    of the sets, shards and tar files.
+
+    Args:
+        indices: folder or address -> index, as `read_index` returns it.
+    """
+
+    def __init__(self, indices: Mapping[str, Index]) -> None:
+        shards: Sequence[tuple[str, ShardEntry]] = [
+            (join(folder, shard.file), shard) for folder, index in indices.items() for shard in index.shards
+        ]
+        samples = [sample for _, shard in shards for sample in shard.samples]
+        if not samples:
+            raise DataError("a data set without samples was given")
+        self.addresses = [address for address, _ in shards]
+        self.shard_sizes = np.array([len(shard.samples) for _, shard in shards])
+        self.fingerprint = zlib.crc32("".join(shard.sha256 for _, shard in shards).encode())
+        self._shards = np.repeat(np.arange(len(shards)), self.shard_sizes)
+        self._keys = np.array([sample.key.encode() for sample in samples])
+        self._extents = np.array([(sample.offset, sample.size, sample.crc32) for sample in samples], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def name(self, index: int) -> str:
+        """Shard and key of a sample, for messages."""
+        return f"sample {self._keys[index].decode()!r} of {self.addresses[self._shards[index]]}"
+
+    def read(self, index: int) -> Members:
+        """Read one sample with one ranged read.
+
+        Args:
+            index: place in the sequence, 0 <= index < len.
+
+        Raises:
+            SampleError: if the bytes cannot be read, are not those that were written, or hold a refused member.
+        """
+        key, address = self._keys[index].decode(), self.addresses[self._shards[index]]
+        offset, size, crc32 = self._extents[index].tolist()
+        try:
+            filesystem, path = fsspec.core.url_to_fs(address)
+            extent = filesystem.cat_file(path, start=offset, end=offset + size)
+        except (OSError, ClientError) as error:
+            raise SampleError(f"{self.name(index)}: cannot be read: {type(error).__name__}: {error}") from error
+        if len(extent) != size:
+            raise SampleError(f"{self.name(index)}: got {len(extent)} bytes of {size}; the shard is truncated")
+        if zlib.crc32(extent) != crc32:
+            raise SampleError(f"{self.name(index)}: checksum differs; the shard is damaged, see `gsforge data check`")
+        return parse_members(key, address, extent)
