@@ -12,3 +12,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of 8 toy objects in 2 shards: 6 views of 32 px, 1024 points. Shared: copy it before changing a file."""
+    from datamodules.commands import main
+
+    folder = tmp_path_factory.mktemp("toy_objects") / "set"
+    options = "--count 8 --views 6 --size 32 --points 1024 --shard-size 4 --seed 1"
+    assert main(["toy", "objects", "--out", str(folder), *options.split()]) == 0
+    return folder
