@@ -15,16 +15,17 @@ class Appearance:
 
     Args:
         mesh: the mesh.
+        filtered: prepare textures for lookups with a footprint; not needed for lookups in full detail.
     """
 
-    def __init__(self, mesh: TexturedMesh) -> None:
+    def __init__(self, mesh: TexturedMesh, filtered: bool = True) -> None:
         self.mesh = mesh
         textures: dict[int, MipTexture] = {}
         self._textures: list[MipTexture | None] = []
         for material in mesh.materials:  # materials often share one image
             image = material.texture
             if image is not None and id(image) not in textures:
-                textures[id(image)] = MipTexture.build(image, material.wrap)
+                textures[id(image)] = MipTexture.build(image, material.wrap, filtered)
             texture = None if image is None else textures[id(image)]
             if texture is not None and texture.wrap != material.wrap:
                 texture = MipTexture(texture.texels, texture.sizes, texture.starts, material.wrap)

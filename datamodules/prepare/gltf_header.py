@@ -9,6 +9,9 @@ _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 _FLOAT = 5126
 _ATTRIBUTES = {"POSITION": "POSITION", "NORMAL": "_NORMAL", "COLOR_0": "_COLOR"}
 _NODE_KEYS = ("matrix", "translation", "rotation", "scale")
+# Three corners with an index, and with a position, a normal, a colour and two sets of texture coordinates of their own.
+_ENTRIES_PER_FACE = 18
+_UNUSED_ACCESSOR = {"componentType": _FLOAT, "count": 0, "type": "VEC3"}
 _ACCESSOR_KEYS = ("bufferView", "byteOffset", "componentType", "count", "type")
 
 
@@ -28,10 +31,10 @@ def check_header(header: dict[str, Any], max_faces: int) -> None:
     for extension in header.get("extensionsRequired", []):
         if extension not in _READABLE_EXTENSIONS and not extension.startswith("KHR_materials_"):
             raise MeshError(f"needs the extension {extension}, which is not read; convert the file to plain glTF first")
-    # A triangle has three corners; the rest of the room is for the keyframes of animations.
-    counts = [accessor["count"] for accessor in header.get("accessors", [])]
-    if counts and not 0 <= max(counts) <= 3 * max_faces:
-        raise MeshError(f"has an array of {max(counts)} entries, too many for {max_faces} faces")
+    used = _used_accessors(header)
+    entries = sum(header["accessors"][index]["count"] for index in used)
+    if entries > _ENTRIES_PER_FACE * max_faces:
+        raise MeshError(f"has arrays of {entries} entries in all, too many for the {max_faces} faces allowed")
     faces = _count_faces(header)
     if faces == 0:
         raise MeshError("the file has no triangles")
@@ -46,6 +49,7 @@ def simplified_header(header: dict[str, Any]) -> dict[str, Any]:
     becomes a mesh of its own below its node; its material's name is the material's index, and the number of
     materials where it names none. Buffers are named by their index.
     """
+    used = _used_accessors(header)
     nodes: list[dict[str, Any]] = [
         {
             "name": str(index),
@@ -73,7 +77,10 @@ def simplified_header(header: dict[str, Any]) -> dict[str, Any]:
         "scenes": [{"nodes": _roots(header)}],
         "nodes": nodes,
         "meshes": meshes,
-        "accessors": [{k: accessor[k] for k in _ACCESSOR_KEYS if k in accessor} for accessor in header["accessors"]],
+        "accessors": [
+            {k: accessor[k] for k in _ACCESSOR_KEYS if k in accessor} if index in used else _UNUSED_ACCESSOR
+            for index, accessor in enumerate(header["accessors"])
+        ],
         "bufferViews": header["bufferViews"],
         "buffers": [{"uri": str(index)} for index in range(len(header.get("buffers", [])))],
         "materials": [{"name": str(index)} for index in range(len(header.get("materials", [])) + 1)],
@@ -92,6 +99,19 @@ def base_color(material: dict[str, Any]) -> tuple[list[float], dict[str, Any] | 
 def texture_transform(reference: dict[str, Any]) -> dict[str, Any]:
     """The KHR_texture_transform of a texture reference, or an empty one."""
     return reference.get("extensions", {}).get("KHR_texture_transform", {})
+
+
+def _used_accessors(header: dict[str, Any]) -> set[int]:
+    """Arrays that triangles refer to, animations and skins left out."""
+    used: set[int] = set()
+    for mesh in header.get("meshes", []):
+        for primitive in mesh["primitives"]:
+            if primitive.get("mode", _TRIANGLES) < _TRIANGLES:  # points and lines
+                continue
+            attributes = primitive["attributes"].items()
+            used |= {index for name, index in attributes if name in _ATTRIBUTES or name.startswith("TEXCOORD_")}
+            used |= {primitive["indices"]} if "indices" in primitive else set()
+    return used
 
 
 def _simplified_primitive(header: dict[str, Any], primitive: dict[str, Any]) -> dict[str, Any]:

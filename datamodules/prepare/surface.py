@@ -42,7 +42,7 @@ def sample_surface(mesh: TexturedMesh, count: int, seed: int) -> SurfacePoints:
     if not cumulative[-1] > 0:
         raise MeshError("all faces are degenerate: there is no surface to draw points from")
     generator = np.random.default_rng(seed)
-    appearance = Appearance(mesh)
+    appearance = Appearance(mesh, filtered=False)
     parts: list[tuple[NDArray[np.float32], NDArray[np.float16], NDArray[np.uint8]]] = []
     missing = count
     for _ in range(_MAX_ROUNDS):

@@ -43,11 +43,19 @@ class MipTexture:
     wrap: tuple[Wrap, Wrap]
 
     @classmethod
-    def build(cls, image: NDArray[np.uint8], wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")) -> "MipTexture":
-        """Filter an image [H, W, 4] down to one texel, each level by the exact area average of the one before."""
+    def build(
+        cls, image: NDArray[np.uint8], wrap: tuple[Wrap, Wrap] = ("repeat", "repeat"), filtered: bool = True
+    ) -> "MipTexture":
+        """Filter an image down to one texel, each level by the exact area average of the one before.
+
+        Args:
+            image: [H, W, 4] sRGB colours and alpha.
+            wrap: what happens beyond the image, along u and v.
+            filtered: False keeps the image alone, for lookups in full detail.
+        """
         levels = [np.ascontiguousarray(image)]
-        channels = _decode(image)
-        while max(levels[-1].shape[:2]) > 1:
+        channels = _decode(image) if filtered else np.zeros(0, np.float32)
+        while filtered and max(levels[-1].shape[:2]) > 1:
             height, width = (max(1, side // 2) for side in levels[-1].shape[:2])
             halved = [
                 np.asarray(Image.fromarray(channels[..., c]).resize((width, height), Image.Resampling.BOX))

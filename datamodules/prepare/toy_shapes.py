@@ -1,5 +1,6 @@
 """Parametric surfaces with texture coordinates, from which toy objects are put together."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 _DIFFERENCE = 1e-4
+_SHARP = 0.8  # cosine of the bend from which a profile has an edge
 
 
 @dataclass(frozen=True)
@@ -58,23 +60,38 @@ def surface(
 
 
 def lathe(heights: Array, radii: Array, columns: int = 48, tiles: tuple[float, float] = (3, 2)) -> Part:
-    """Turn a profile around z; it is walked with the outside on its right when seen with z up.
+    """Turn a profile around z. Where the profile bends sharply, the surface has an edge.
 
     Args:
-        heights: [n] z along the profile.
+        heights: [n] z along the profile, which is walked with the outside on its right (outer walls upwards).
         radii: [n] distances from the axis.
         columns: cells around the axis.
         tiles: repeats of the texture around the axis and along the profile.
     """
-    lengths = np.concatenate([[0], np.cumsum(np.hypot(np.diff(heights), np.diff(radii)))])
-    knots = lengths / lengths[-1]
+    steps = np.stack([np.diff(radii), np.diff(heights)], axis=1)
+    lengths = np.linalg.norm(steps, axis=1)
+    knots = np.concatenate([[0], np.cumsum(lengths)]) / lengths.sum()
+    cosines = (steps[1:] * steps[:-1]).sum(axis=1) / (lengths[1:] * lengths[:-1])
+    edges = [0, *(np.flatnonzero(cosines < _SHARP) + 1), len(heights) - 1]
+    runs = []
+    for first, last in itertools.pairwise(edges):
+        run = _lathe_run(heights[first : last + 1], radii[first : last + 1], knots[first : last + 1], columns, tiles[0])
+        runs.append(replace(run, uvs=run.uvs * [1, tiles[1]]))
+    return joined(runs)
+
+
+def _lathe_run(heights: Array, radii: Array, knots: Array, columns: int, tiles: float) -> Part:
+    """A smooth stretch of a profile, whose points lie at `knots` in [0, 1] of the whole."""
+    span = knots[-1] - knots[0]
 
     def position(u: Array, v: Array) -> Array:
-        radius, height = np.interp(v, knots, radii), np.interp(v, knots, heights)
+        place = knots[0] + v * span
+        radius, height = np.interp(place, knots, radii), np.interp(place, knots, heights)
         angle = 2 * np.pi * u
         return np.stack([radius * np.cos(angle), radius * np.sin(angle), height], axis=-1)
 
-    return surface(position, 4 * (len(heights) - 1), columns, tiles)
+    part = surface(position, 2 * (len(heights) - 1), columns, (tiles, span))
+    return replace(part, uvs=part.uvs + np.array([0, 1 - knots[-1]]))
 
 
 def sphere(radius: float = 0.5, tiles: tuple[float, float] = (4, 2)) -> Part:
@@ -176,10 +193,12 @@ def prism(outline: Array, height: float, density: float = 2.0) -> Part:
 
 
 def joined(parts: list[Part]) -> Part:
-    """Several parts without smooth normals as one."""
+    """Several parts as one; it has smooth normals if all of them have."""
     firsts = np.cumsum([0] + [len(part.vertices) for part in parts])
+    normals = [part.normals for part in parts if part.normals is not None]
     return Part(
         np.concatenate([part.vertices for part in parts]),
         np.concatenate([part.faces + first for part, first in zip(parts, firsts, strict=False)]),
         np.concatenate([part.uvs for part in parts]),
+        np.concatenate(normals) if len(normals) == len(parts) else None,
     )

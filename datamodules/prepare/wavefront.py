@@ -14,6 +14,8 @@ from datamodules.prepare.textures import srgb_to_linear
 
 _OPTIONS = re.compile(r"^(?:-[a-z]+(?:\s+(?:on|off|[-+\d.eE]+))+\s+)+", re.IGNORECASE)
 _LIBRARY = "materials.mtl"
+# Lines that name material libraries, and comments, in which trimesh would find some too.
+_REFERENCES = re.compile(rb"^[ \t]*(?:#|mtllib)[^\n]*", re.MULTILINE)
 
 
 def load_obj(path: Path, max_faces: int) -> TexturedMesh:
@@ -35,8 +37,7 @@ def load_obj(path: Path, max_faces: int) -> TexturedMesh:
         materials |= _read_library(find_asset(path.parent, library))
     # trimesh gets a library of names alone, to tell which part has which material.
     names = "".join(f"newmtl {name}\n" for name in materials).encode()
-    lines = (line for line in path.read_bytes().splitlines(keepends=True) if not _is_reference(line))
-    text = f"mtllib {_LIBRARY}\n".encode() + b"".join(lines)
+    text = f"mtllib {_LIBRARY}\n".encode() + _REFERENCES.sub(b"", path.read_bytes())
     scene = trimesh.load_scene(
         io.BytesIO(text), file_type="obj", resolver=MemoryResolver({_LIBRARY: names}), process=False
     )
@@ -48,9 +49,9 @@ def _scan(path: Path, max_faces: int) -> list[str]:
     faces, vertices, libraries = 0, 0, []
     with path.open("rb") as file:
         for line in file:
-            if line.startswith(b"f "):
+            if line[:2] in (b"f ", b"f\t"):
                 faces += max(0, len(line.split()) - 3)
-            elif line.startswith(b"v "):
+            elif line[:2] in (b"v ", b"v\t"):
                 vertices += 1
             elif line.startswith(b"mtllib"):
                 libraries.append(line[6:].decode(errors="replace").strip())
@@ -59,11 +60,6 @@ def _scan(path: Path, max_faces: int) -> list[str]:
     if faces == 0:
         raise MeshError("the file has no triangles")
     return libraries
-
-
-def _is_reference(line: bytes) -> bool:
-    """Lines that name files: material libraries, and comments, in which trimesh would find some too."""
-    return line.startswith(b"#") or line.lstrip().startswith(b"mtllib")
 
 
 def _read_library(path: Path) -> dict[str, Material]:
