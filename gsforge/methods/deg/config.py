@@ -21,6 +21,10 @@ class NetworkConfig:
             network learns faster when it does not exceed `octree_depth`.
         octree_depth: levels L of the density; leaves have side 2^-L.
         gaussians_per_anchor: K Gaussians that expand around each density sample.
+        initial_gate: gates of the density's blocks before training. Published: 0 (AdaLN-zero), which costs short runs
+            their first steps.
+        initial_log_variance: of the latent posterior before training. Published: 0, as wide as the prior, which hides
+            the latent of a short run in noise.
         expansion: initial half-size of the cloud of K Gaussians before the 0.75 tanh, object units.
         initial_scale: initial standard deviation of a Gaussian, object units.
         minimum_scale: lower bound of the standard deviation (3D mip filter), object units.
@@ -36,6 +40,8 @@ class NetworkConfig:
     embedding_octaves: float = 10.0
     octree_depth: int = 8
     gaussians_per_anchor: int = 32
+    initial_gate: float = 0.0
+    initial_log_variance: float = 0.0
     expansion: float = 0.05
     initial_scale: float = 0.004
     minimum_scale: float = 9e-4

@@ -18,6 +18,8 @@ from gsforge.methods.deg.config import NetworkConfig
 from gsforge.nn.attention import Attention, feed_forward, modulate
 from gsforge.nn.embeddings import PointEmbedding, ScalarEmbedding
 
+_GATES = [2, 5]  # rows of the modulation that scale the two residual branches
+
 
 @dataclass(frozen=True)
 class DensitySamples:
@@ -71,6 +73,8 @@ class OctreeDensity(nn.Module):
         for zero in (self.to_modulation, self.head):
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)
+        with torch.no_grad():
+            self.to_modulation.bias.view(6, width)[_GATES] = config.initial_gate
 
     def child_log_probabilities(self, codes: Tensor, level: int, z_BMZ: Tensor) -> Tensor:
         """Log-probabilities of the eight children of cells.

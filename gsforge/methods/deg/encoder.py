@@ -95,7 +95,7 @@ class SetEncoder(nn.Module):
         self.to_mean = nn.Linear(width, config.latent_channels)
         self.to_log_variance = nn.Linear(width, config.latent_channels)
         nn.init.zeros_(self.to_log_variance.weight)
-        nn.init.zeros_(self.to_log_variance.bias)
+        nn.init.constant_(self.to_log_variance.bias, config.initial_log_variance)
 
     def forward(
         self,
