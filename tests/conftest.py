@@ -1,8 +1,17 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and the rule by which tests that need a GPU are skipped."""
 
 from pathlib import Path
 
 import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU; torch sees none"))
 
 
 @pytest.fixture(scope="session")

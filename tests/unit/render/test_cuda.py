@@ -1,0 +1,30 @@
+"""What the CUDA backend says where it cannot run; what it draws is tested in tests/parity."""
+
+import sys
+
+import pytest
+import torch
+
+from gsforge.core.cameras import cameras_around, sphere_hammersley
+from gsforge.core.gaussians import Gaussians
+from gsforge.render import cuda, rasterize
+
+
+def test_tensors_on_the_cpu_are_refused() -> None:
+    scene = Gaussians(torch.zeros(1, 3), torch.ones(1, 4), torch.ones(1, 3), torch.ones(1), torch.zeros(1, 1, 3))
+    with pytest.raises(RuntimeError, match=r"got cpu: move .* or use backend='reference'"):
+        rasterize(scene, cameras_around(sphere_hammersley(1), 2.0, 0.7, 8), backend="cuda")
+
+
+def test_missing_gsplat_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gsplat", None)  # the import system raises ImportError on None
+    with pytest.raises(RuntimeError, match=r"needs gsplat .*pip install 'gsforge\[cuda\]'"):
+        cuda._load_gsplat()
+
+
+def test_missing_kernels_are_explained() -> None:
+    backend = pytest.importorskip("gsplat.cuda._backend", reason="gsplat is not installed")
+    if backend._C is not None:
+        pytest.skip("gsplat has its kernels here")
+    with pytest.raises(RuntimeError, match=r"without its CUDA kernels .*nvcc"):
+        cuda._load_gsplat()
