@@ -1,8 +1,10 @@
 """Render meshes to colour, depth and normals by ray casting on the CPU."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 from numpy.typing import NDArray
@@ -66,29 +68,63 @@ def render_views(
         shading: strength of the hemisphere light, 0 (none) to 1.
     """
     caster = _Caster(mesh, shading)
-    views = [_render_view(caster, cameras, view, supersampling) for view in range(cameras.count)]
-    return Views(*(np.stack(images) for images in zip(*views, strict=True)))
+    count, height, width = cameras.count, cameras.height, cameras.width
+    views = Views(
+        np.zeros((count, height, width, 4), np.uint8),
+        np.zeros((count, height, width), np.float32),
+        np.zeros((count, height, width, 3), np.float32),
+    )
+    for view in range(count):
+        for rows, columns in _windows(mesh, cameras, view, supersampling):
+            seen = _render_window(caster, _cropped(cameras, view, rows, columns), supersampling)
+            views.color[view, rows, columns], views.depth[view, rows, columns], views.normal[view, rows, columns] = seen
+    return views
 
 
-def _render_view(
-    caster: "_Caster", cameras: Cameras, view: int, supersampling: int
+def _windows(mesh: TexturedMesh, cameras: Cameras, view: int, supersampling: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the image that the object's box covers, in bands of a bounded number of rays."""
+    box = np.stack([mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)])
+    corners = torch.tensor([[box[i, 0], box[j, 1], box[k, 2]] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    pixels, depth = cameras.map(torch.Tensor.double).project(corners)
+    low, high = np.zeros(2, int), np.array([cameras.width, cameras.height])
+    if depth[view].min() > 0:
+        seen = pixels[view].numpy()
+        low = np.clip(np.floor(seen.min(axis=0)) - 1, 0, high).astype(int)
+        high = np.clip(np.ceil(seen.max(axis=0)) + 1, 0, high).astype(int)
+    band = max(1, _RAYS_AT_ONCE // (supersampling**2 * max(1, high[0] - low[0])))
+    if high[0] > low[0]:
+        for top in range(low[1], high[1], band):
+            yield slice(top, min(top + band, high[1])), slice(low[0], high[0])
+
+
+def _cropped(cameras: Cameras, view: int, rows: slice, columns: slice) -> Cameras:
+    """One camera, whose image is a window of the view's."""
+    shift = torch.eye(3, dtype=cameras.intrinsics.dtype)
+    shift[0, 2], shift[1, 2] = -columns.start, -rows.start
+    intrinsics = shift @ cameras.intrinsics[view : view + 1]
+    width, height = columns.stop - columns.start, rows.stop - rows.start
+    return Cameras(cameras.world_to_camera[view : view + 1], intrinsics, width, height)
+
+
+def _render_window(
+    caster: "_Caster", camera: Cameras, supersampling: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
-    camera = Cameras(cameras.world_to_camera[view], cameras.intrinsics[view], cameras.width, cameras.height)
-    forward = camera.world_to_camera[2, :3].numpy().astype(np.float32)
-    focal = float(camera.intrinsics[0, 0])
-    height, width, s = cameras.height, cameras.width, supersampling
+    """Colour, depth and normals of one camera's whole image."""
+    forward = camera.world_to_camera[0, 2, :3].numpy().astype(np.float32)
+    focal = float(camera.intrinsics[0, 0, 0])
+    height, width, s = camera.height, camera.width, supersampling
 
     def cast(samples_per_side: int) -> tuple[_Samples, NDArray[np.float32]]:
-        rays = Cameras(camera.world_to_camera[None], camera.intrinsics[None], width, height).rays(samples_per_side)
+        rays = camera.rays(samples_per_side)
         origins, directions = (tensor.reshape(-1, 3).numpy().astype(np.float32) for tensor in rays)
         samples = caster.cast(origins, directions, forward / (focal * samples_per_side))
         return samples, (samples.distance * (directions @ forward)).astype(np.float32)
 
     samples, depth = cast(s)
-    color = samples.color.reshape(height, s, width, s, 3).mean(axis=(1, 3))
-    alpha = samples.alpha.reshape(height, s, width, s).mean(axis=(1, 3))
-    straight = np.divide(color, alpha[..., None], out=np.zeros_like(color), where=alpha[..., None] > 0)
-    rgba = np.concatenate([linear_to_srgb(straight), np.round(alpha * 255).astype(np.uint8)[..., None]], axis=-1)
+    color = samples.color.reshape(height, s, width, s, 3).sum(axis=1).sum(axis=2) / s**2
+    alpha = samples.alpha.reshape(height, s, width, s, 1).sum(axis=1).sum(axis=2) / s**2
+    straight = np.divide(color, alpha, out=np.zeros_like(color), where=alpha > 0)
+    rgba = np.concatenate([linear_to_srgb(straight), np.round(alpha * 255).astype(np.uint8)], axis=-1)
     if s % 2 == 0:  # no sample lies at the pixel centre
         samples, depth = cast(1)
         s = 1
@@ -122,22 +158,22 @@ class _Caster:
             spread: [3]; its product with a ray's vector from the camera is the width of a sample there.
         """
         samples = _Samples.empty(len(origins))
-        for first in range(0, len(origins), _RAYS_AT_ONCE):
-            chunk = np.arange(first, min(first + _RAYS_AT_ONCE, len(origins)))
-            travelled = np.zeros(len(chunk), np.float32)
-            for _ in range(_MAX_LAYERS):
-                starts = origins[chunk] + travelled[:, None] * directions[chunk]
-                hits = self.scene.run(starts, directions[chunk], query="INTERSECT", output=True)
-                found = np.flatnonzero(hits["primID"] >= 0)
-                chunk, travelled = chunk[found], travelled[found] + hits["tfar"][found]
-                if not chunk.size:
-                    break
-                barycentric = np.stack([1 - hits["u"] - hits["v"], hits["u"], hits["v"]], axis=1)[found]
-                self._shade(samples, chunk, directions, spread, travelled, hits["primID"][found], barycentric)
-                through = np.flatnonzero(samples.alpha[chunk] < 1 - 1 / 255)
-                chunk, travelled = chunk[through], travelled[through] + np.float32(_STEP_BEHIND)
-                if not chunk.size:
-                    break
+        rays = np.arange(len(origins))
+        travelled = np.zeros(len(origins), np.float32)
+        for _ in range(_MAX_LAYERS):
+            starts = origins[rays] + travelled[:, None] * directions[rays]
+            hits = self.scene.run(starts, directions[rays], query="INTERSECT", output=True)
+            found = np.flatnonzero(hits["primID"] >= 0)
+            if not found.size:
+                break
+            rays, travelled = rays[found], travelled[found] + hits["tfar"][found]
+            u, v = hits["u"][found], hits["v"][found]
+            barycentric = np.stack([1 - u - v, u, v], axis=1)
+            self._shade(samples, rays, directions, spread, travelled, hits["primID"][found], barycentric)
+            through = np.flatnonzero(samples.alpha[rays] < 1 - 1 / 255)
+            if not through.size:
+                break
+            rays, travelled = rays[through], travelled[through] + np.float32(_STEP_BEHIND)
         return samples
 
     def _shade(

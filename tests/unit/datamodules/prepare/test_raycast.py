@@ -93,3 +93,13 @@ def test_translucent_layers_are_composited_front_to_back():
     views = render_views(mesh, cameras_around(torch.tensor([[0.0, -1, 0]]), 2.0, 0.2, 5), shading=0.0)
     assert views.color[0, 2, 2].tolist() == [137, 225, 0, 255]
     np.testing.assert_allclose(views.depth[0], 2.2, atol=1e-5)  # the front layer is not solid
+
+
+def test_objects_that_leave_the_image_or_surround_the_camera():
+    cameras = cameras_around(torch.tensor([[0.0, -1.0, 0.0]]), radius=1.0, fov=0.3, size=16)  # sees the middle alone
+    np.testing.assert_allclose(render_views(square(), cameras).depth, 1.0, atol=1e-5)
+    inside = cameras_around(torch.tensor([[0.0, -1.0, 0.0]]), radius=0.1, fov=1.0, size=16)
+    box = trimesh.creation.box((0.8, 0.8, 0.8))
+    assert (render_views(build_mesh(box.vertices, box.faces), inside).depth > 0).all()
+    away = build_mesh(square().vertices + np.array([5.0, 0, 0]), square().faces)
+    assert not render_views(away, cameras).color.any()
