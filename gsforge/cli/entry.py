@@ -16,6 +16,8 @@ from importlib.metadata import EntryPoint, entry_points, version
 from rich.console import Console
 from rich.markup import escape
 
+from gsforge.core.errors import GsforgeError
+
 COMMANDS = {
     "fit": ("gsforge.cli.run:main", "train; the same command, run again, continues"),
     "validate": ("gsforge.cli.run:main", "measure the validation set with a run's last checkpoint"),
@@ -61,7 +63,7 @@ def _run(name: str, arguments: list[str], debug: bool) -> int:
     except KeyboardInterrupt:
         _console.print("stopped")
         return INTERRUPTED
-    except (argparse.ArgumentError, ValueError, OSError) as error:
+    except (argparse.ArgumentError, GsforgeError, ValueError, OSError) as error:
         if debug:
             raise
         _report(error)

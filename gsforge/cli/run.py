@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ from gsforge.training.step_rng import StepRng
 from gsforge.training.stopping import exit_code, forget_request, install_handlers
 from gsforge.training.timing import StepTiming
 
+_EXPECTED_WARNINGS = (
+    "Checkpoint directory .* exists and is not empty",  # a run that continues
+    "The number of training batches .* is smaller than the logging interval",  # runs are counted in steps
+    ".*treespec, LeafSpec.* is deprecated",  # inside Lightning
+    "You're using the WeightAveraging callback, but loading a checkpoint outside",  # test and predict
+)
 _console = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -80,12 +87,15 @@ class RunCLI(LightningCLI):
         if isinstance(config.seed_everything, bool):
             raise ConfigError("seed_everything must be a whole number, so that a resumed run repeats the same steps")
         self.run_directory = RunDirectory(config.run_dir)
-        text = run_config_text(self._parser(self.subcommand).dump(config, skip_none=False))
+        text = run_config_text(self._parser(self.subcommand).dump(config, skip_unset=False))
         attempt = self.run_directory.next_attempt()
+        session = f"attempt_{attempt}" if self.subcommand == "fit" else str(self.subcommand)
         config.trainer.default_root_dir = str(self.run_directory.path)
-        config.trainer.logger = place_loggers(config.trainer.logger, self.run_directory, attempt)
+        config.trainer.logger = place_loggers(config.trainer.logger, self.run_directory, session)
         bars = terminal_shows_bars() and config.trainer.enable_progress_bar is not False
         config.trainer.enable_progress_bar = bars
+        if self.subcommand is None:
+            return
         self.trainer_defaults["callbacks"] = [
             StepRng(config.seed_everything),
             RunConfig(self.run_directory, text, attempt),
@@ -126,6 +136,7 @@ class RunCLI(LightningCLI):
             initialise_from(model, source)
             _say(f"starting from the weights of {source}")
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
+        _say(f"finished at step {self.trainer.global_step}: {self.run_directory.path}")
 
     def validate(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Measure the validation set with the last checkpoint, or with the given one."""
@@ -149,6 +160,15 @@ def _say(message: str) -> None:
     _console.print(message, markup=False)
 
 
+def quieten() -> None:
+    """Show what a run says, once, and not what libraries say about themselves."""
+    logging.getLogger("gsforge").setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.WARNING)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
 def main(command: str, arguments: list[str]) -> int:
     """Run one of Lightning's commands.
 
@@ -159,7 +179,7 @@ def main(command: str, arguments: list[str]) -> int:
     Returns:
         Exit code, see `gsforge.cli.entry.main`.
     """
-    logging.getLogger("gsforge").setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)
+    quieten()
     forget_request()
     install_handlers()
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from gsforge.training.checkpoint_io import read_checkpoint, replace_link
@@ -28,6 +29,7 @@ class LastCheckpoints(ModelCheckpoint):
     """
 
     def __init__(self, every_n_train_steps: int = 500, keep_last: int = 2):
+        self._stopped_by: int | None = None
         super().__init__(
             filename="step-{step:08d}",
             auto_insert_metric_name=False,
@@ -70,13 +72,21 @@ class LastCheckpoints(ModelCheckpoint):
         # on_train_end would be too late: weight averaging has replaced the weights by then.
         if trainer.global_step == trainer.max_steps:
             self._save_now(trainer)
-        self._stop_if_asked(trainer)
+        self._save_if_asked_to_stop(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stop: by now Lightning has logged the step before."""
+        self._stop(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop before a validation."""
+        self._stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop after a validation that a signal interrupted."""
+        """Stop after a validation during which a signal came."""
         super().on_validation_end(trainer, pl_module)
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._stop_if_asked(trainer)
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._save_if_asked_to_stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save at the end of the last epoch, where epochs limit the run."""
@@ -84,11 +94,14 @@ class LastCheckpoints(ModelCheckpoint):
         if trainer.current_epoch + 1 == trainer.max_epochs:
             self._save_now(trainer)
 
-    def _stop_if_asked(self, trainer: Trainer) -> None:
-        number = agreed_signal(trainer)
-        if number is not None:
+    def _save_if_asked_to_stop(self, trainer: Trainer) -> None:
+        self._stopped_by = agreed_signal(trainer)
+        if self._stopped_by is not None:
             self._save_now(trainer)
-            raise StopRequested(number, trainer.global_step)
+
+    def _stop(self, trainer: Trainer) -> None:
+        if self._stopped_by is not None:
+            raise StopRequested(self._stopped_by, trainer.global_step)
 
     def _save_now(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
@@ -160,6 +173,13 @@ def progress_of(path: str | Path) -> Progress:
         raise CheckpointError(f"{path} holds no training state, so no run can continue from it: name it in init_from")
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     return Progress(checkpoint["global_step"], epochs)
+
+
+def step_of(trainer: Trainer) -> int:
+    """Optimiser steps behind the current weights: of the running training, or of the evaluated checkpoint."""
+    if trainer.state.fn == TrainerFn.FITTING or not trainer.ckpt_path:
+        return trainer.global_step
+    return progress_of(trainer.ckpt_path).step
 
 
 def load_weights(source: str | Path) -> dict[str, Tensor]:

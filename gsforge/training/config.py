@@ -1,6 +1,7 @@
 """Keeps the configuration of every attempt, and shows what changed since the one before."""
 
 import difflib
+import re
 from pathlib import Path
 
 import yaml
@@ -13,6 +14,11 @@ from gsforge.training.run_directory import RunDirectory
 
 # Options of one command rather than of the run.
 _COMMAND_OPTIONS = ("ckpt_path", "weights_only", "verbose", "return_predictions", "config")
+
+_SCHEDULE_NOTE = (
+    "A run that continues takes its learning rates and schedule from the checkpoint. For others, start a new run_dir "
+    "with init_from."
+)
 
 
 class RunConfig(Callback):
@@ -31,7 +37,7 @@ class RunConfig(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the configuration of a training run."""
-        if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:
+        if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         known = self.run.configs()
         if not known:
@@ -40,6 +46,8 @@ class RunConfig(Callback):
             console = Console(stderr=True)
             console.print(f"the configuration changed since {self.run.config().name}:", highlight=False)
             console.print(Syntax(difference, "diff", background_color="default"))
+            if trainer.ckpt_path and re.search(r"optimizer|lr_scheduler", difference):
+                console.print(_SCHEDULE_NOTE, highlight=False)
             _write(self.run.path / f"config.{self.attempt}.yaml", self.text)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -62,8 +70,10 @@ def run_config_text(dumped: str) -> str:
 
 def config_difference(old: str, new: str) -> str:
     """Changed lines of two YAML configurations, each under its full key; empty when both say the same."""
-    lines = [[f"{key}: {value}" for key, value in sorted(_flat(yaml.safe_load(text)).items())] for text in (old, new)]
-    changes = difflib.unified_diff(*lines, lineterm="", n=0)
+    before, after = (
+        [f"{key}: {value}" for key, value in sorted(_flat(yaml.safe_load(text)).items())] for text in (old, new)
+    )
+    changes = difflib.unified_diff(before, after, lineterm="", n=0)
     return "\n".join(line for line in changes if not line.startswith(("---", "+++", "@@")))
 
 

@@ -1,15 +1,17 @@
-"""Errors that end a run with one message instead of a traceback."""
+"""Errors of training runs."""
+
+from gsforge.core.errors import GsforgeError
 
 
-class CheckpointError(ValueError):
+class CheckpointError(GsforgeError):
     """A checkpoint file is missing, damaged, foreign, or of another architecture, or could not be written."""
 
 
-class ConfigError(ValueError):
+class ConfigError(GsforgeError):
     """The configuration cannot be run as it stands."""
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(GsforgeError):
     """Too many training steps in a row gave a loss or gradient that is not finite."""
 
 

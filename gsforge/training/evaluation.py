@@ -3,15 +3,17 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from gsforge.core.gaussians import Gaussians
+from gsforge.core.ply import save_ply
 from gsforge.core.reconstruction import Reconstruction
-from gsforge.training.checkpoints import progress_of
+from gsforge.training.checkpoints import step_of
 from gsforge.training.errors import ConfigError
 from gsforge.training.media import file_name, picture_strip, write_strips
 from gsforge.training.run_directory import RunDirectory
@@ -26,7 +28,7 @@ class ResultWriter(Callback):
         up: up axis of the .ply files, `z` as inside gsforge or `y` for most viewers.
     """
 
-    def __init__(self, up: str = "z"):
+    def __init__(self, up: Literal["z", "y"] = "z"):
         self.up = up
         self._objects: dict[str, dict[str, float]] = {}
         self._started = 0.0
@@ -61,7 +63,7 @@ class ResultWriter(Callback):
         means = mean_metrics(objects)
         summary = {
             "checkpoint": str(trainer.ckpt_path),
-            "step": progress_of(trainer.ckpt_path).step if trainer.ckpt_path else trainer.global_step,
+            "step": step_of(trainer),
             "objects": objects,
             "mean": means,
             "seconds": time.perf_counter() - self._started,
@@ -87,7 +89,7 @@ class ResultWriter(Callback):
         write_gaussians(result, RunDirectory(trainer.default_root_dir).predict, self.up)
 
 
-def write_gaussians(result: Reconstruction, folder: Path, up: str) -> list[Path]:
+def write_gaussians(result: Reconstruction, folder: Path, up: Literal["z", "y"]) -> list[Path]:
     """Write one .ply per object.
 
     Args:
@@ -100,15 +102,28 @@ def write_gaussians(result: Reconstruction, folder: Path, up: str) -> list[Path]
     """
     if result.gaussians is None:
         return []
-    from gsforge.core.ply import save_ply
-
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{file_name(key)}.ply" for key in result.keys]
     for index, path in enumerate(paths):
-        scene = result.gaussians[index].detach().to("cpu")
-        visible = scene.opacities > 0  # batches pad their smaller scenes with Gaussians of zero opacity
-        save_ply(path, scene.map(lambda tensor, visible=visible: tensor[visible]), up)
+        save_scene(path, result.gaussians[index], up)
     return paths
+
+
+def save_scene(path: Path, scene: Gaussians, up: Literal["z", "y"]) -> int:
+    """Write the visible Gaussians of one scene of a batch.
+
+    Args:
+        path: file to write.
+        scene: one scene; batches pad their smaller scenes with Gaussians of zero opacity, which are left out.
+        up: up axis of the file, `z` or `y`.
+
+    Returns:
+        Number of Gaussians written.
+    """
+    visible = scene.opacities > 0
+    written = scene.map(lambda tensor: tensor.detach()[visible].cpu())
+    save_ply(path, written, up)
+    return written.count
 
 
 def mean_metrics(objects: dict[str, dict[str, float]]) -> dict[str, float]:

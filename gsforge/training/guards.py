@@ -73,8 +73,9 @@ class NonFiniteGuard(Callback):
         if self.in_a_row >= self.stop_after:
             raise NonFiniteError(
                 f"{self.in_a_row} training steps in a row, up to step {trainer.global_step}, gave a loss or gradient "
-                f"that is not finite. Their samples: {RunDirectory(trainer.default_root_dir).bad_steps}. Lower the learning "
-                "rate or remove the samples, then run the same command again: it continues from the last checkpoint"
+                f"that is not finite. Their samples: {RunDirectory(trainer.default_root_dir).bad_steps}. Lower the "
+                "learning rate or remove the samples, then run the same command again: it continues from the last "
+                "checkpoint"
             )
 
     def _record(self, trainer: Trainer, loss: float, norm: float) -> None:

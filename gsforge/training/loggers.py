@@ -7,7 +7,7 @@ from typing import Any
 from gsforge.training.run_directory import RunDirectory
 
 
-def place_loggers(configured: Any, run: RunDirectory, attempt: int) -> Any:
+def place_loggers(configured: Any, run: RunDirectory, session: str) -> Any:
     """Complete the configuration of the trainer's loggers.
 
     CSV files are one per attempt, because Lightning's CSVLogger deletes the file of a version that exists. TensorBoard
@@ -16,7 +16,7 @@ def place_loggers(configured: Any, run: RunDirectory, attempt: int) -> Any:
     Args:
         configured: value of `trainer.logger`: a list of class configurations, one of them, a bool or None.
         run: the run's directory.
-        attempt: number of this attempt.
+        session: folder name of this attempt's CSV file.
 
     Returns:
         The same with directories, names and versions filled in.
@@ -25,7 +25,7 @@ def place_loggers(configured: Any, run: RunDirectory, attempt: int) -> Any:
         return False
     loggers = configured if isinstance(configured, list) else [configured]
     for logger in loggers:
-        _place(logger.class_path, logger.init_args, run, attempt)
+        _place(logger.class_path, logger.init_args, run, session)
     return loggers
 
 
@@ -36,12 +36,12 @@ def wandb_run_id(run: RunDirectory) -> str:
     return f"{name}-{hashlib.sha256(path.encode()).hexdigest()[:10]}"
 
 
-def _place(class_path: str, init_args: Any, run: RunDirectory, attempt: int) -> None:
+def _place(class_path: str, init_args: Any, run: RunDirectory, session: str) -> None:
     kind = class_path.rsplit(".", 1)[-1]
     if "save_dir" in init_args:
         init_args["save_dir"] = str(run.path / init_args["save_dir"])
     if kind == "CSVLogger":
-        init_args["name"], init_args["version"] = "csv", f"attempt_{attempt}"
+        init_args["name"], init_args["version"] = "csv", session
     elif kind == "TensorBoardLogger":
         init_args["name"], init_args["version"] = "tensorboard", ""
     elif kind == "WandbLogger":

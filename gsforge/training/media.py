@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from gsforge.core.reconstruction import Reconstruction
+from gsforge.training.checkpoints import step_of
 from gsforge.training.run_directory import RunDirectory
 
 _COMPARED = ("ground truth", "render")
@@ -46,14 +47,15 @@ class ValidationPictures(Callback):
         """Draw the samples of this batch that are still wanted."""
         if not isinstance(outputs, Reconstruction) or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        folder = RunDirectory(trainer.default_root_dir).validation / f"step_{trainer.global_step}"
+        step = step_of(trainer)
+        folder = RunDirectory(trainer.default_root_dir).validation / f"step_{step}"
         wanted = min(len(outputs.keys), self.samples - self._seen)
         for index in range(wanted):
             strips = {name: picture_strip(images[index]) for name, images in outputs.images.items()}
             write_strips(folder, outputs.keys[index], strips)
             for logger in trainer.loggers:
                 for name, picture in _compared(strips).items():
-                    _log_picture(logger, f"validation/{outputs.keys[index]}/{name}", picture, trainer.global_step)
+                    _log_picture(logger, f"validation/{outputs.keys[index]}/{name}", picture, step)
         self._seen += max(wanted, 0)
 
 

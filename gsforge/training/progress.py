@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 _log = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ class ProgressLines(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log a line when one is due."""
-        step = trainer.global_step
-        if not trainer.is_global_zero or step == self._step or step % trainer.log_every_n_steps:
+        step, interval = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or step == self._step or step % interval:
             return
         now = time.perf_counter()
         speed = (step - self._step) / (now - self._time)
@@ -44,7 +45,7 @@ class ProgressLines(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the validation's metrics."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not trainer.is_global_zero:
             return
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val")}
         _log.info(

@@ -48,7 +48,8 @@ class StepTiming(Callback):
         self._busy += now - self._batch_started
         self._steps += 1
         self._samples += extract_batch_size(batch)
-        if trainer.global_step % trainer.log_every_n_steps or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.global_step % interval or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         seconds = self._busy + self._waited
         values = {

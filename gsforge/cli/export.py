@@ -1,0 +1,110 @@
+"""`gsforge export`: one object of a trained run as a .ply file."""
+
+import argparse
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from rich.console import Console
+from torch.utils.data import DataLoader, Dataset
+
+from gsforge.cli.run import RunCLI, quieten
+from gsforge.core.reconstruction import Reconstruction
+from gsforge.training.errors import ConfigError
+from gsforge.training.evaluation import save_scene
+from gsforge.training.run_directory import RunDirectory
+
+# The machine that exports is rarely the one that trained.
+_THIS_MACHINE = {
+    "accelerator": "auto",
+    "strategy": "auto",
+    "devices": "1",
+    "num_nodes": "1",
+    "logger": "false",
+    "callbacks": "null",
+    "enable_checkpointing": "null",
+    "enable_model_summary": "false",
+}
+_SPLITS = (("predict", "predict_dataloader"), ("test", "test_dataloader"), ("validate", "val_dataloader"))
+
+
+def main(command: str, arguments: list[str]) -> int:
+    """Run `gsforge export`.
+
+    Args:
+        command: the word `export`.
+        arguments: its options.
+
+    Returns:
+        Exit code 0.
+    """
+    options = _parser(command).parse_args(arguments)
+    quieten()
+    key, count = export_ply(options.run, options.ply, options.key, options.up)
+    Console(soft_wrap=True, highlight=False).print(f"{options.ply}: {count} Gaussians of {key}", markup=False)
+    return 0
+
+
+def export_ply(run_dir: Path, ply: Path, key: str | None = None, up: Literal["z", "y"] = "z") -> tuple[str, int]:
+    """Reconstruct one object with the last checkpoint of a run and write it.
+
+    Args:
+        run_dir: run directory.
+        ply: file to write.
+        key: name of an object of the prediction, test or validation set; the first one by default.
+        up: up axis of the file, `z` or `y`.
+
+    Returns:
+        Name of the object, number of Gaussians written.
+
+    Raises:
+        ConfigError: when there is no such object, or the run's method gives no Gaussians for it.
+        FileNotFoundError: when the folder is no run directory, or has no checkpoint.
+    """
+    run = RunDirectory(run_dir)
+    config, checkpoint = run.config(), run.require_checkpoint()
+    overrides = [f"--trainer.{name}={value}" for name, value in _THIS_MACHINE.items()]
+    cli = RunCLI(["--config", str(config), f"--run_dir={run.path}", *overrides], run=False)
+    if cli.datamodule is None:
+        raise ConfigError(f"{config} names no `data`, so there is nothing to export")
+    cli.datamodule.trainer = cli.trainer
+    batch = _batch_with(cli.datamodule, key)
+    # A list of ready batches is all that DataLoader needs of a data set.
+    loader: DataLoader = DataLoader(cast(Dataset, [batch]), batch_size=None)
+    (result,) = cli.trainer.predict(cli.model, loader, ckpt_path=checkpoint, return_predictions=True) or [None]
+    if not isinstance(result, Reconstruction) or result.gaussians is None:
+        raise ConfigError(f"{type(cli.model).__name__}.predict_step gave no Gaussians: export a run of a later stage")
+    name = key if key is not None else result.keys[0]
+    ply.parent.mkdir(parents=True, exist_ok=True)
+    return name, save_scene(ply, result.gaussians[result.keys.index(name)], up)
+
+
+def _batch_with(datamodule: LightningDataModule, key: str | None) -> dict[str, Any]:
+    found: list[str] = []
+    for batch in _batches(datamodule):
+        if key is None or key in batch["key"]:
+            return batch
+        found.extend(batch["key"])
+    close = difflib.get_close_matches(key or "", found, n=3)
+    known = f"closest: {close}" if close else f"they have {found[:10]}"
+    raise ConfigError(f"no object {key!r} in the run's sets; {known}")
+
+
+def _batches(datamodule: LightningDataModule) -> Iterator[dict[str, Any]]:
+    datamodule.prepare_data()
+    for stage, loader in _SPLITS:
+        if is_overridden(loader, datamodule, LightningDataModule):
+            datamodule.setup(stage)
+            yield from getattr(datamodule, loader)()
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"gsforge {command}", description="Write one object of a run as a .ply file.")
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--ply", type=Path, required=True, help="file to write")
+    parser.add_argument("--key", help="name of the object; the first one of the prediction set by default")
+    parser.add_argument("--up", choices=("z", "y"), default="z", help="up axis of the file; many viewers expect y")
+    return parser

@@ -1,0 +1,125 @@
+"""A run that was stopped in any way ends as the run that never was."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from gsforge.training.checkpoint_io import read_checkpoint
+from gsforge.training.run_directory import RunDirectory
+
+EMA = "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.EMAWeightAveraging, init_args: {decay: 0.9}}]"
+
+
+class At(Callback):
+    """Does something right after a training step has begun."""
+
+    def __init__(self, step: int, action: str):
+        self.step = step
+        self.action = action
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            if self.action == "die":
+                raise RuntimeError("killed")
+            os.kill(os.getpid(), getattr(signal, self.action))
+
+
+def add(step: int, action: str) -> str:
+    return f"--trainer.callbacks+={{class_path: test_resume.At, init_args: {{step: {step}, action: {action}}}}}"
+
+
+def final_state(run_dir: Path) -> dict[str, Any]:
+    checkpoint = read_checkpoint(RunDirectory(run_dir).require_checkpoint())
+    return {
+        name: checkpoint[name] for name in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")
+    }
+
+
+def logged(run_dir: Path) -> dict[str, str]:
+    rows = {}
+    for file in sorted(run_dir.glob("logs/csv/attempt_*/metrics.csv")):
+        with file.open() as lines:
+            rows |= {row["step"]: row["train/loss"] for row in csv.DictReader(lines) if row["train/loss"]}
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("action", "code"),
+    [("SIGINT", 130), ("SIGTERM", 75), ("SIGUSR2", 75), ("die", None)],
+)
+def test_stopped_and_continued_equals_uninterrupted(
+    gsforge: Any, run_dir: Path, tmp_path: Path, action: str, code: int | None
+) -> None:
+    every = ["--checkpoint.every_n_train_steps", "4", "--trainer.log_every_n_steps", "1", EMA]
+    assert gsforge("fit", *every, folder=tmp_path / "whole") == 0
+    if code is None:
+        with pytest.raises(RuntimeError, match="killed"):
+            gsforge("fit", *every, add(6, action))
+    else:
+        assert gsforge("fit", *every, add(6, action)) == code
+    step = read_checkpoint(RunDirectory(run_dir).require_checkpoint())["global_step"]
+    assert step == (4 if code is None else 7)
+    assert gsforge("fit", *every) == 0
+    torch.testing.assert_close(final_state(run_dir), final_state(tmp_path / "whole"), rtol=0, atol=0)
+    assert logged(run_dir) == logged(tmp_path / "whole")
+    assert len(logged(run_dir)) == 10
+
+
+def test_accumulated_gradients_are_never_cut_by_a_checkpoint(gsforge: Any, run_dir: Path, tmp_path: Path) -> None:
+    options = ["--trainer.accumulate_grad_batches", "2", "--checkpoint.every_n_train_steps", "3", EMA]
+    assert gsforge("fit", *options, folder=tmp_path / "whole") == 0
+    with pytest.raises(RuntimeError, match="killed"):
+        gsforge("fit", *options, add(5, "die"))
+    assert gsforge("fit", *options, add(6, "SIGUSR2")) == 75
+    assert gsforge("fit", *options) == 0
+    torch.testing.assert_close(final_state(run_dir), final_state(tmp_path / "whole"), rtol=0, atol=0)
+
+
+def test_validation_leaves_no_trace(gsforge: Any, run_dir: Path, tmp_path: Path) -> None:
+    gsforge("fit", EMA)
+    gsforge("fit", EMA, "--trainer.val_check_interval", "3", folder=tmp_path / "other")
+    torch.testing.assert_close(final_state(run_dir), final_state(tmp_path / "other"), rtol=0, atol=0)
+
+
+def test_the_seed_matters(gsforge: Any, run_dir: Path, tmp_path: Path) -> None:
+    gsforge("fit", EMA)
+    gsforge("fit", EMA, "--seed_everything", "8", folder=tmp_path / "other")
+    weights = [final_state(folder)["state_dict"]["net.0.weight"] for folder in (run_dir, tmp_path / "other")]
+    assert not torch.equal(*weights)
+
+
+def test_a_finished_run_stays_as_it_is(gsforge: Any, run_dir: Path, capfd: pytest.CaptureFixture) -> None:
+    assert gsforge("fit") == 0
+    before = RunDirectory(run_dir).require_checkpoint().resolve().stat().st_mtime_ns
+    assert gsforge("fit") == 0
+    assert "already finished at step 10" in capfd.readouterr().err
+    assert RunDirectory(run_dir).require_checkpoint().resolve().stat().st_mtime_ns == before
+
+
+def test_the_newest_checkpoints_are_kept_and_last_points_at_the_newest(gsforge: Any, run_dir: Path) -> None:
+    options = ["--checkpoint.every_n_train_steps", "2", "--checkpoint.keep_last", "2"]
+    gsforge("fit", *options, add(5, "SIGUSR2"))
+    gsforge("fit", *options)
+    names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert names == ["last.ckpt", "step-00000008.ckpt", "step-00000010.ckpt"]
+    assert os.readlink(run_dir / "checkpoints" / "last.ckpt") == "step-00000010.ckpt"
+
+
+def test_a_moved_run_continues(gsforge: Any, run_dir: Path, tmp_path: Path) -> None:
+    gsforge("fit", add(5, "SIGUSR2"))
+    run_dir.rename(tmp_path / "moved")
+    assert gsforge("fit", folder=tmp_path / "moved") == 0
+    assert read_checkpoint(tmp_path / "moved" / "checkpoints" / "last.ckpt")["global_step"] == 10
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(gsforge: Any, run_dir: Path) -> None:
+    best = "{class_path: gsforge.training.checkpoints.BestCheckpoint, init_args: {monitor: val/loss, mode: min}}"
+    gsforge("fit", f"--trainer.callbacks+={best}")
+    (path,) = (run_dir / "checkpoints").glob("best-*.ckpt")
+    assert path.name in ("best-00000004.ckpt", "best-00000008.ckpt")
