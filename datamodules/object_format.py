@@ -43,8 +43,9 @@ class ObjectRecord:
             SampleError: if it is of another version or incomplete, or its cameras are not finite.
         """
         content = members.decode("record.json")
-        if content.get("schema") != RECORD_SCHEMA:
-            raise members.error(f"record has schema {content.get('schema')!r}, this gsforge reads {RECORD_SCHEMA}")
+        schema = content.get("schema") if isinstance(content, dict) else None
+        if schema != RECORD_SCHEMA:
+            raise members.error(f"record has schema {schema!r}, this gsforge reads {RECORD_SCHEMA}")
         try:
             near, far = (float(value) for value in content["depth_range"])
             record = cls(

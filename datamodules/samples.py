@@ -2,7 +2,9 @@
 
 import io
 import json
+import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import fsspec
 import numpy as np
 from aiohttp import ClientError
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
 from datamodules.errors import DataError, SampleError
@@ -43,6 +46,12 @@ DECODERS: Mapping[str, Callable[[bytes], Any]] = {
     "safetensors": load_safetensors,
 }
 
+# What these decoders raise on content that is damaged or made up.
+_DAMAGE = (
+    *(ValueError, OSError, EOFError, SyntaxError, KeyError, OverflowError, MemoryError, RecursionError),
+    *(struct.error, zlib.error, zipfile.BadZipFile, SafetensorError, Image.DecompressionBombError),
+)
+
 
 @dataclass(frozen=True)
 class Members:
@@ -68,7 +77,7 @@ class Members:
             raise self.error(f"no member {name!r}")
         try:
             return DECODERS[name.rpartition(".")[2]](self.content[name])
-        except (ValueError, OSError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
+        except _DAMAGE as error:
             raise self.error(f"member {name!r} is damaged: {type(error).__name__}: {error}") from error
 
     def error(self, reason: str) -> SampleError:

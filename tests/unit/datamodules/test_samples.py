@@ -1,0 +1,240 @@
+import io
+import pickle
+import tarfile
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save as save_safetensors
+
+from datamodules.errors import SampleError
+from datamodules.index import Index, read_index, write_index
+from datamodules.samples import SampleStore, parse_members
+from datamodules.shards import EncodedSample, write_shard
+
+
+def npy(array, **options):
+    stream = io.BytesIO()
+    np.save(stream, array, **options)
+    return stream.getvalue()
+
+
+def image(array, kind):
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, kind)
+    return stream.getvalue()
+
+
+def store_of(folder, *samples):
+    entry = write_shard(folder / "shard-000000.tar", samples)
+    write_index(folder, Index("any", (entry,)))
+    return SampleStore({str(folder): read_index(str(folder))})
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_every_format_is_decoded(tmp_path):
+    grey = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4000
+    rgba = np.random.default_rng(0).integers(0, 255, (4, 4, 4), dtype=np.uint8)
+    arrays = {"x": np.arange(3.0)}
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)
+    members = {
+        "depth.png": image(grey, "png"),
+        "color.png": image(rgba, "png"),
+        "photo.jpg": image(np.full((8, 8, 3), 128, np.uint8), "jpeg"),
+        "photo.webp": image(np.full((8, 8, 3), 128, np.uint8), "webp"),
+        "points.npy": npy(np.arange(6, dtype=np.float32)),
+        "more.npz": packed.getvalue(),
+        "record.json": b'{"a": 1}',
+        "weights.safetensors": save_safetensors(arrays),
+    }
+    found = store_of(tmp_path, EncodedSample("k", members)).read(0)
+    assert found.key == "k"
+    np.testing.assert_array_equal(found.decode("depth.png"), grey)
+    np.testing.assert_array_equal(found.decode("color.png"), rgba)
+    assert abs(int(found.decode("photo.jpg").mean()) - 128) <= 1
+    assert found.decode("photo.webp").shape == (8, 8, 3)
+    np.testing.assert_array_equal(found.decode("points.npy"), np.arange(6, dtype=np.float32))
+    np.testing.assert_array_equal(found.decode("more.npz")["x"], arrays["x"])
+    np.testing.assert_array_equal(found.decode("weights.safetensors")["x"], arrays["x"])
+    assert found.decode("record.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("name", ["x.pyd", "x.pickle", "x.pth", "x.pt", "x.pkl", "x", "x.json.gz", "x.JSON"])
+def test_a_refused_member_is_named_and_not_executed(tmp_path, name):
+    trap = tmp_path / "executed"
+    store = store_of(tmp_path, EncodedSample("k", {"a.json": b"1", name: pickle.dumps(Bomb(trap))}))
+    with pytest.raises(SampleError, match=rf"'k' of .*shard-000000\.tar: member '{name}' is refused"):
+        store.read(0)
+    assert not trap.exists()
+
+
+def test_a_pickle_inside_an_npy_is_not_executed(tmp_path):
+    trap = tmp_path / "executed"
+    hidden = npy(np.array([Bomb(trap)], dtype=object), allow_pickle=True)
+    members = store_of(tmp_path, EncodedSample("k", {"points.npy": hidden})).read(0)
+    with pytest.raises(SampleError, match=r"'points\.npy' is damaged"):
+        members.decode("points.npy")
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.png", b"\x89PNG\r\n\x1a\n broken"),
+        ("a.png", image(np.zeros((64, 64), np.uint8), "png")[:60]),
+        ("a.npy", npy(np.zeros(100))[:-8]),
+        ("a.npy", b""),
+        ("a.npz", b"PK broken"),
+        ("a.npz", b"PK\x03\x04 broken"),
+        ("a.npy", npy(np.zeros(8)).replace(b"(8,)", b"(9" + b"0" * 15 + b",)")),
+        ("a.json", b"[" * 100_000),
+        ("a.json", b"{"),
+        ("a.json", b"\xff\xfe"),
+        ("a.safetensors", b"\x00" * 20),
+    ],
+)
+def test_damaged_content_is_reported(tmp_path, name, content):
+    members = store_of(tmp_path, EncodedSample("k", {name: content})).read(0)
+    with pytest.raises(SampleError, match=rf"'k' of .*'{name}' is damaged"):
+        members.decode(name)
+
+
+def test_a_missing_member_is_named(tmp_path):
+    with pytest.raises(SampleError, match=r"no member 'b\.json'"):
+        store_of(tmp_path, EncodedSample("k", {"a.json": b"1"})).read(0).decode("b.json")
+
+
+def test_a_flipped_bit_is_found_anywhere(write_numbers):
+    folder = write_numbers([2, 2])
+    store = SampleStore({str(folder): read_index(str(folder))})
+    path = folder / "shard-000001.tar"
+    whole = path.read_bytes()
+    for place in (3, 150, 512, 530):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(SampleError, match=r"'sample_0002' of .*shard-000001\.tar: checksum differs"):
+            store.read(2)
+        assert store.read(3).decode("number.json") == 3
+
+
+def test_a_truncated_shard_is_found(write_numbers):
+    folder = write_numbers([2])
+    store = SampleStore({str(folder): read_index(str(folder))})
+    with (folder / "shard-000000.tar").open("ab") as stream:
+        stream.truncate(1300)
+    assert store.read(0).decode("number.json") == 0
+    with pytest.raises(SampleError, match=r"'sample_0001'.*got 276 bytes of 1024; the shard is truncated"):
+        store.read(1)
+
+
+def test_a_vanished_shard_is_a_sample_error(write_numbers):
+    folder = write_numbers([1])
+    store = SampleStore({str(folder): read_index(str(folder))})
+    (folder / "shard-000000.tar").unlink()
+    with pytest.raises(SampleError, match="cannot be read: FileNotFoundError"):
+        store.read(0)
+
+
+def tar_of(name, kind=tarfile.REGTYPE):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, "/etc/passwd"
+        archive.addfile(info)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "extent", [tar_of("other.a.json"), tar_of("../k.a.json"), tar_of("k.a.json", tarfile.SYMTYPE), tar_of("k")]
+)
+def test_foreign_tar_entries_are_refused(extent):
+    with pytest.raises(SampleError, match=r"unexpected tar entry|refused"):
+        parse_members("k", "shard.tar", extent)
+
+
+def test_no_tar_at_all():
+    with pytest.raises(SampleError, match="broken tar content"):
+        parse_members("k", "shard.tar", b"x" * 1024)
+
+
+def test_several_sets_are_one_sequence(write_numbers):
+    folders = [str(write_numbers([2, 1], "a")), str(write_numbers([3], "b"))]
+    store = SampleStore({folder: read_index(folder) for folder in folders})
+    assert len(store) == 6
+    assert store.shard_sizes.tolist() == [2, 1, 3]
+    assert [store.read(i).decode("number.json") for i in range(6)] == [0, 1, 2, 0, 1, 2]
+
+
+class RangeHandler(SimpleHTTPRequestHandler):
+    """Serves files with support for ranges, or without where `ranges` is off; notes what was asked for."""
+
+    asked: ClassVar[list] = []
+    ranges = True
+
+    def do_GET(self):
+        path, wanted = self.translate_path(self.path), self.headers.get("Range")
+        self.asked.append((self.path, wanted))
+        if self.path.startswith("/refused"):
+            return self.send_error(500)
+        try:
+            with open(path, "rb") as stream:
+                content = stream.read()
+        except OSError:
+            return self.send_error(404)
+        if wanted and self.ranges:
+            first, last = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
+            content = content[first : last + 1]
+        self.send_response(206 if wanted and self.ranges else 200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        """Stay silent."""
+
+
+@pytest.fixture
+def server(tmp_path):
+    handler = type("Handler", (RangeHandler,), {"asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *args: handler(*args, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield handler, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_http_reads_one_range_for_one_sample(write_numbers, server):
+    handler, address = server
+    write_numbers([2, 2])
+    folder = f"{address}/numbers"
+    store = SampleStore({folder: read_index(folder)})
+    handler.asked.clear()
+    assert store.read(3).decode("number.json") == 3
+    assert handler.asked == [("/numbers/shard-000001.tar", "bytes=1024-2047")]
+
+
+def test_http_errors_are_sample_errors(write_numbers, server):
+    handler, address = server
+    write_numbers([2])
+    folder = f"{address}/numbers"
+    index = read_index(folder)
+    handler.ranges = False
+    with pytest.raises(SampleError, match=r"got .* bytes of 1024"):
+        SampleStore({folder: index}).read(1)
+    with pytest.raises(SampleError, match="cannot be read"):
+        SampleStore({f"{address}/refused": index}).read(0)
+    with pytest.raises(SampleError, match="cannot be read: FileNotFoundError"):
+        SampleStore({f"{address}/elsewhere": index}).read(0)
