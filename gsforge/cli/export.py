@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
@@ -74,12 +74,24 @@ def export_ply(run_dir: Path, ply: Path, key: str | None = None, up: Literal["z"
     batch = _batch_with(cli.datamodule, key)
     # A list of ready batches is all that DataLoader needs of a data set.
     loader: DataLoader = DataLoader(cast(Dataset, [batch]), batch_size=None)
-    (result,) = cli.trainer.predict(cli.model, loader, ckpt_path=checkpoint, return_predictions=True) or [None]
-    if not isinstance(result, Reconstruction) or result.gaussians is None:
+    output = _Output()
+    cli.trainer.callbacks.append(output)  # type: ignore[attr-defined]
+    cli.trainer.predict(cli.model, loader, ckpt_path=checkpoint, return_predictions=False)
+    result = output.result
+    if result is None or result.gaussians is None:
         raise ConfigError(f"{type(cli.model).__name__}.predict_step gave no Gaussians: export a run of a later stage")
     name = key if key is not None else result.keys[0]
     ply.parent.mkdir(parents=True, exist_ok=True)
     return name, save_scene(ply, result.gaussians[result.keys.index(name)], up)
+
+
+class _Output(Callback):
+    """Keeps the output of the one batch; Lightning's own list of predictions takes no frozen dataclass."""
+
+    result: Reconstruction | None = None
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self.result = outputs if isinstance(outputs, Reconstruction) else None
 
 
 def _batch_with(datamodule: LightningDataModule, key: str | None) -> dict[str, Any]:

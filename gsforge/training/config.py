@@ -46,7 +46,7 @@ class RunConfig(Callback):
             console = Console(stderr=True)
             console.print(f"the configuration changed since {self.run.config().name}:", highlight=False)
             console.print(Syntax(difference, "diff", background_color="default"))
-            if trainer.ckpt_path and re.search(r"optimizer|lr_scheduler", difference):
+            if self.run.last_checkpoint() and re.search(r"optimizer|lr_scheduler", difference):
                 console.print(_SCHEDULE_NOTE, highlight=False)
             _write(self.run.path / f"config.{self.attempt}.yaml", self.text)
         for logger in trainer.loggers:

@@ -11,12 +11,7 @@ from gsforge.training.stopping import SIGNALS
 HERE = Path(__file__).parent
 TRAINER = HERE.parents[2] / "configs" / "trainer" / "cpu.yaml"
 Command = Callable[..., int]
-
-
-@pytest.fixture(autouse=True)
-def _tiny_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`class_path: tiny.TinyModel` in tiny.yaml."""
-    monkeypatch.setattr(sys, "path", [str(HERE), *sys.path])
+sys.path.insert(0, str(HERE))  # `class_path: tiny.TinyModel` in tiny.yaml
 
 
 @pytest.fixture

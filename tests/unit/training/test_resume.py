@@ -2,13 +2,11 @@
 
 import csv
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 
 from gsforge.training.checkpoint_io import read_checkpoint
 from gsforge.training.run_directory import RunDirectory
@@ -16,22 +14,8 @@ from gsforge.training.run_directory import RunDirectory
 EMA = "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.EMAWeightAveraging, init_args: {decay: 0.9}}]"
 
 
-class At(Callback):
-    """Does something right after a training step has begun."""
-
-    def __init__(self, step: int, action: str):
-        self.step = step
-        self.action = action
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self.step:
-            if self.action == "die":
-                raise RuntimeError("killed")
-            os.kill(os.getpid(), getattr(signal, self.action))
-
-
 def add(step: int, action: str) -> str:
-    return f"--trainer.callbacks+={{class_path: test_resume.At, init_args: {{step: {step}, action: {action}}}}}"
+    return f"--trainer.callbacks+={{class_path: tiny.At, init_args: {{step: {step}, action: {action}}}}}"
 
 
 def final_state(run_dir: Path) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """A model with dropout and a data set of numbers, small enough for tests of the machinery around them."""
 
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -117,3 +119,31 @@ class TinyData(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         return self._loader("test")
+
+
+class At(Callback):
+    """Does something right after a training step has begun."""
+
+    def __init__(self, step: int, action: str):
+        self.step = step
+        self.action = action
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            if self.action == "die":
+                raise RuntimeError("killed")
+            os.kill(os.getpid(), getattr(signal, self.action))
+
+
+class Snapshots(Callback):
+    """Weights and optimiser state after every step."""
+
+    taken: list[dict[str, torch.Tensor]] = []  # noqa: RUF012
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.taken.clear()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        state = trainer.optimizers[0].state_dict()["state"]
+        moments = {f"{index}.{name}": value.clone() for index, own in state.items() for name, value in own.items()}
+        self.taken.append({name: value.clone() for name, value in pl_module.state_dict().items()} | moments)

@@ -1,0 +1,150 @@
+"""What a run writes: pictures, metrics, .ply files, logs, configurations."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gsforge.core.ply import load_ply
+from gsforge.training.config import config_difference
+from gsforge.training.loggers import wandb_run_id
+from gsforge.training.media import file_name, picture_strip
+from gsforge.training.run_directory import RunDirectory
+
+
+@pytest.fixture
+def trained(gsforge: Any, run_dir: Path) -> Path:
+    assert gsforge("fit") == 0
+    return run_dir
+
+
+def test_validation_pictures(trained: Path) -> None:
+    files = {path.name for path in (trained / "validation" / "step_4").iterdir()}
+    assert files == {f"val_{n}.{name}.png" for n in range(4) for name in ("ground_truth", "render", "density")}
+    assert Image.open(trained / "validation" / "step_8" / "val_0.render.png").size == (10, 6)
+    events = EventAccumulator(str(trained / "logs" / "tensorboard"), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in events.Images("validation/val_0/ground truth and render")] == [4, 8]
+    assert events.Images("validation/val_0/density")
+
+
+def test_logged_values(trained: Path) -> None:
+    with (trained / "logs" / "csv" / "attempt_1" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {"train/loss", "val/loss", "time/step", "time/data_wait", "memory/peak_rss_gb"} <= rows[0].keys()
+    (timed,) = (row for row in rows if row["time/step"])
+    assert 0 <= float(timed["time/data_wait"]) < float(timed["time/step"])
+    assert 0.01 < float(timed["memory/peak_rss_gb"]) < 100
+
+
+def test_a_second_attempt_keeps_the_first_ones_logs(gsforge: Any, trained: Path) -> None:
+    first = (trained / "logs" / "csv" / "attempt_1" / "metrics.csv").read_text()
+    gsforge("fit", "--trainer.max_steps", "20")
+    assert (trained / "logs" / "csv" / "attempt_1" / "metrics.csv").read_text() == first
+    assert (trained / "logs" / "csv" / "attempt_2" / "metrics.csv").exists()
+
+
+def test_metrics_and_ply_of_the_test_set(gsforge: Any, trained: Path, capfd: pytest.CaptureFixture) -> None:
+    assert gsforge("test") == 0
+    summary = json.loads((trained / "test" / "metrics.json").read_text())
+    assert summary["step"] == 10
+    assert summary["checkpoint"].endswith("last.ckpt")
+    assert sorted(summary["objects"]) == [f"test_{n}" for n in range(8)]
+    values = [metrics["psnr"] for metrics in summary["objects"].values()]
+    assert summary["mean"]["psnr"] == pytest.approx(sum(values) / 8)
+    assert summary["mean"]["psnr_baseline"] > summary["mean"]["psnr"]
+    assert load_ply(trained / "test" / "test_3.ply").count == 5
+    assert (trained / "test" / "test_3.ground_truth.png").exists()
+    table = capfd.readouterr().out
+    assert "mean over 8 objects" in table
+    assert f"{summary['mean']['psnr_baseline']:.4f}" in table
+
+
+def test_predict_writes_what_export_writes(gsforge: Any, trained: Path, tmp_path: Path) -> None:
+    from gsforge.cli import main
+
+    assert gsforge("predict") == 0
+    ply = tmp_path / "out" / "object.ply"
+    assert main(["export", str(trained), "--ply", str(ply), "--key", "test_5"]) == 0
+    assert ply.read_bytes() == (trained / "predict" / "test_5.ply").read_bytes()
+    points = torch.rand(5, 3, generator=torch.Generator().manual_seed(5)) - 0.5
+    torch.testing.assert_close(load_ply(ply).means, points)
+    assert main(["export", str(trained), "--ply", str(ply), "--up", "y"]) == 0
+    means = load_ply(ply).means
+    points = torch.rand(5, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    torch.testing.assert_close(means, torch.stack([points[:, 0], points[:, 2], -points[:, 1]], dim=1))
+
+
+def test_export_says_what_is_missing(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    from gsforge.cli import main
+
+    assert main(["export", str(trained), "--ply", str(tmp_path / "a.ply"), "--key", "tset_3"]) == 1
+    assert "closest: ['test_3'" in capfd.readouterr().err
+    assert main(["export", str(tmp_path / "no_run"), "--ply", str(tmp_path / "a.ply")]) == 1
+    assert "no run directory" in capfd.readouterr().err
+
+
+def test_evaluation_without_a_checkpoint_says_what_to_run(gsforge: Any, capfd: pytest.CaptureFixture) -> None:
+    assert gsforge("test") == 1
+    assert "train first with `gsforge fit`" in capfd.readouterr().err
+
+
+def test_a_given_checkpoint_does_not_change_the_configuration(gsforge: Any, trained: Path) -> None:
+    (step,) = (trained / "checkpoints").glob("step-*.ckpt")
+    assert gsforge("test", "--ckpt_path", str(step)) == 0
+    assert json.loads((trained / "test" / "metrics.json").read_text())["checkpoint"] == str(step)
+
+
+def test_configurations_are_kept(gsforge: Any, trained: Path, capfd: pytest.CaptureFixture) -> None:
+    assert [path.name for path in RunDirectory(trained).configs().values()] == ["config.yaml"]
+    capfd.readouterr()
+    gsforge("fit", "--trainer.max_steps", "12", "--optimizer.init_args.lr", "0.5")
+    shown = capfd.readouterr().err
+    assert "-trainer.max_steps: 10" in shown
+    assert "+trainer.max_steps: 12" in shown
+    assert "from the checkpoint" in shown
+    assert RunDirectory(trained).config().name == "config.2.yaml"
+    from gsforge.cli import main
+
+    assert main(["test", "--config", str(RunDirectory(trained).config())]) == 0
+
+
+def test_difference_names_the_full_key() -> None:
+    old, new = "a: {b: 1, c: [1, 2]}\nd: [{e: 1}]", "a: {b: 2, c: [1, 2]}\nd: [{e: 1}, {e: 2}]"
+    assert config_difference(old, new).splitlines() == ["-a.b: 1", "+a.b: 2", "+d.1.e: 2"]
+    assert config_difference(old, old) == ""
+
+
+def test_wandb_runs_offline_below_the_run_directory(
+    gsforge: Any, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = "{class_path: lightning.pytorch.loggers.WandbLogger, init_args: {save_dir: logs, project: gsforge}}"
+    assert gsforge("fit", f"--trainer.logger=[{logger}]") == 0
+    (folder,) = (run_dir / "logs" / "wandb").glob("offline-run-*")
+    assert folder.name.endswith(wandb_run_id(RunDirectory(run_dir)))
+    assert list(folder.rglob("*.wandb"))
+    assert list(folder.rglob("*.png"))
+
+
+def test_wandb_run_id_follows_the_run_directory(tmp_path: Path) -> None:
+    ids = {wandb_run_id(RunDirectory(tmp_path / name)) for name in ("a b", "a b/../a b", "c")}
+    assert len(ids) == 2
+
+
+def test_pictures_stand_side_by_side() -> None:
+    views = torch.rand(3, 3, 4, 5) * 2
+    strip = picture_strip(views)
+    assert strip.shape == (3, 4, 15)
+    torch.testing.assert_close(strip[:, :, 5:10], views[1].clamp(0, 1))
+
+
+@pytest.mark.parametrize("key", ["../a", "a/b", ".hidden", "", "a\0"])
+def test_keys_that_leave_the_folder_are_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="cannot be a file name"):
+        file_name(key)
