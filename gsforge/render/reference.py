@@ -48,8 +48,8 @@ class _Spans:
     first: Tensor
     count: Tensor
 
-    def __getitem__(self, mask: Tensor) -> "_Spans":
-        return _Spans(self.splat[mask], self.row[mask], self.first[mask], self.count[mask])
+    def __getitem__(self, chosen: Tensor) -> "_Spans":
+        return _Spans(self.splat[chosen], self.row[chosen], self.first[chosen], self.count[chosen])
 
 
 def rasterize_reference(
@@ -173,8 +173,8 @@ def _bands(spans: _Spans) -> Iterator[_Spans]:
         return
     pairs_of_row = torch.bincount(spans.row, weights=spans.count.double())
     band = ((pairs_of_row.cumsum(0) - pairs_of_row) / _PAIRS_AT_ONCE).long()[spans.row]
-    for index in range(int(band.max()) + 1):
-        yield spans[band == index]
+    for members in band.argsort(stable=True).split(torch.bincount(band).tolist()):
+        yield spans[members]
 
 
 def _composite(
