@@ -47,9 +47,9 @@ class Cameras:
         """Apply `function` to both matrices."""
         return replace(self, world_to_camera=function(self.world_to_camera), intrinsics=function(self.intrinsics))
 
-    def to(self, *args: torch.device | str | torch.dtype) -> "Cameras":
-        """Move or cast both matrices, as `Tensor.to`."""
-        return self.map(lambda tensor: tensor.to(*args))
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Cameras":
+        """Move or cast both matrices."""
+        return self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
 
     def resized(self, width: int, height: int) -> "Cameras":
         """The same views at another image size; intrinsics scale with it."""
@@ -82,9 +82,8 @@ class Cameras:
             origins, directions: [..., C, height * s, width * s, 3] in the world; directions have unit length.
         """
         step = 1 / supersampling
-        like = {"device": self.intrinsics.device, "dtype": self.intrinsics.dtype}
-        ys = (torch.arange(self.height * supersampling, **like) + 0.5) * step
-        xs = (torch.arange(self.width * supersampling, **like) + 0.5) * step
+        ys = (torch.arange(self.height * supersampling).to(self.intrinsics) + 0.5) * step
+        xs = (torch.arange(self.width * supersampling).to(self.intrinsics) + 0.5) * step
         grid_y, grid_x = torch.meshgrid(ys, xs, indexing="ij")
         pixels = torch.stack([grid_x, grid_y, torch.ones_like(grid_x)], dim=-1)
         camera_to_world = torch.linalg.inv(self.intrinsics @ self.world_to_camera[..., :3, :3])

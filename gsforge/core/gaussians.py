@@ -47,9 +47,9 @@ class Gaussians:
         """Apply `function` to every attribute tensor."""
         return Gaussians(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
 
-    def to(self, *args: torch.device | str | torch.dtype) -> "Gaussians":
-        """Move or cast every attribute, as `Tensor.to`."""
-        return self.map(lambda tensor: tensor.to(*args))
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Gaussians":
+        """Move or cast every attribute."""
+        return self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
 
     def detach(self) -> "Gaussians":
         """Cut every attribute from the autograd graph."""

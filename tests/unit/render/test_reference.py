@@ -124,7 +124,7 @@ def test_images_equal_the_dense_loop(mode: str, size: float) -> None:
 def test_float32_draws_the_same_images() -> None:
     scene, cameras = random_scene(count=300), two_cameras()
     exact = rasterize(scene, cameras)
-    drawn = rasterize(scene.to(torch.float32), cameras.to(torch.float32))
+    drawn = rasterize(scene.to(dtype=torch.float32), cameras.to(dtype=torch.float32))
     assert drawn.rgb.dtype == torch.float32
     error = (drawn.rgb - exact.rgb).abs()
     assert error.mean() < 1e-6
@@ -258,8 +258,8 @@ def test_gradients_are_finite_for_degenerate_gaussians(mode: str) -> None:
     scene.means[6] = cameras.centers[0]
     scene.means[7] = 2 * cameras.centers[0]  # behind the first camera
     for dtype in (torch.float64, torch.float32):
-        leaves = scene.to(dtype).map(lambda tensor: tensor.detach().clone().requires_grad_())
-        views = cameras.to(dtype).map(lambda tensor: tensor.detach().clone().requires_grad_())
+        leaves = scene.to(dtype=dtype).map(lambda tensor: tensor.detach().clone().requires_grad_())
+        views = cameras.to(dtype=dtype).map(lambda tensor: tensor.detach().clone().requires_grad_())
         drawn = rasterize(leaves, views, settings=RenderSettings(mode=mode))
         assert drawn.alpha.max() > 0.5
         (drawn.rgb.square().sum() + drawn.alpha.sum() + drawn.expected_depth.sum()).backward()
