@@ -1,0 +1,129 @@
+"""Pictures as data URIs, and turntables of Gaussians as one sheet of frames."""
+
+import base64
+import io
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from gsforge.core.cameras import cameras_around, turntable
+from gsforge.core.gaussians import Gaussians
+from gsforge.core.ply import load_ply
+from gsforge.render import RenderSettings, rasterize
+
+_FOV, _RADIUS = math.radians(40), 1.9
+_SHEET_COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class Turntable:
+    """Frames of an object that turns once, in rows of one picture.
+
+    Attributes:
+        key: name of the object.
+        uri: the sheet, WebP as data URI.
+        columns: frames in a row.
+        rows: number of rows.
+        frames: number of frames; the last row may be shorter.
+        gaussians: number of Gaussians drawn.
+    """
+
+    key: str
+    uri: str
+    columns: int
+    rows: int
+    frames: int
+    gaussians: int
+
+
+def webp_uri(image: Image.Image, quality: int = 86) -> str:
+    """Encode a picture for an HTML page.
+
+    Args:
+        image: any mode that converts to RGB.
+        quality: of the WebP file, 1 to 100.
+
+    Returns:
+        A data URI.
+    """
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "WEBP", quality=quality, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def open_strip(path: Path, max_height: int) -> Image.Image:
+    """Read a picture file, made smaller where it is higher than asked.
+
+    Args:
+        path: a .png file.
+        max_height: in pixels.
+
+    Raises:
+        ValueError: if the file is not a picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is not a picture: {error}") from error
+    if image.height > max_height:
+        size = (max(1, round(image.width * max_height / image.height)), max_height)
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return image
+
+
+def first_view(strip: Image.Image) -> Image.Image:
+    """The leftmost of the square views that stand side by side in a strip."""
+    side = min(strip.size)
+    return strip.crop((0, 0, side, side))
+
+
+def render_settings(configured: Any) -> RenderSettings:
+    """Settings of the image formation that a run was trained with.
+
+    Args:
+        configured: value of the method's `render` in the configuration; other things than a mapping are ignored.
+
+    Returns:
+        The settings, defaults where the run does not say.
+    """
+    known = {field.name for field in fields(RenderSettings)}
+    given = configured if isinstance(configured, dict) else {}
+    return RenderSettings(**{name: value for name, value in given.items() if name in known})
+
+
+@torch.no_grad()
+def render_turntable(path: Path, frames: int, size: int, settings: RenderSettings) -> Turntable:
+    """Draw the Gaussians of a file from all around.
+
+    Args:
+        path: .ply file, z up.
+        frames: number of directions on the circle.
+        size: side of a frame in pixels.
+        settings: of the image formation.
+
+    Raises:
+        ValueError: if the file is not a .ply file of Gaussians.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scene = load_ply(path).to(device)
+    cameras = cameras_around(turntable(frames), _RADIUS * _extent(scene), _FOV, size).to(device)
+    columns = min(_SHEET_COLUMNS, frames)
+    rows = math.ceil(frames / columns)
+    sheet = Image.new("RGB", (columns * size, rows * size))
+    for index in range(frames):
+        camera = cameras.map(lambda matrices, i=index: matrices[i : i + 1])  # type: ignore[misc]
+        picture = rasterize(scene, camera, settings=settings).rgb[0].clamp(0, 1)
+        pixels = (picture.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+        sheet.paste(Image.fromarray(pixels), (index % columns * size, index // columns * size))
+    return Turntable(path.stem, webp_uri(sheet, quality=82), columns, rows, frames, scene.count)
+
+
+def _extent(scene: Gaussians) -> float:
+    # An object fills the unit cube; a scene in metres is brought into view by its spread, outliers aside.
+    reach = scene.means.norm(dim=-1).quantile(0.98) if scene.count < 1 << 24 else scene.means.norm(dim=-1).max()
+    return max(1.0, float(reach) / 0.6)
