@@ -41,8 +41,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _complain(message: str) -> None:
-    console = Console(stderr=True)
-    console.print(f"gsforge data: {message}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+    _console(stderr=True).print(f"gsforge data: {message}", style="bold red")
+
+
+def _console(stderr: bool = False) -> Console:
+    """A console that prints names as they are: not as markup, and not broken into lines."""
+    return Console(stderr=stderr, soft_wrap=True, markup=False, highlight=False)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -189,7 +193,7 @@ def _write(
     if arguments.shard_size < 1 or arguments.workers < 0 or arguments.timeout <= 0:
         raise DataError("--shard-size must be at least 1, --workers at least 0 and --timeout positive")
     plan = SetPlan(arguments.out, KIND, settings.to_json(), sources, arguments.shard_size)
-    console = Console()
+    console = _console()
     summary = write_set(
         plan,
         recipe,
@@ -212,7 +216,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from datamodules.prepare.check import check_shard, report_of, shard_tasks
     from datamodules.prepare.pool import Pool
 
-    console = Console()
+    console = _console()
     tasks = shard_tasks(arguments.folder)
     samples = problems = 0
     with Pool(check_shard, (DataError, OSError), arguments.workers, timeout=3600.0) as pool:
@@ -220,7 +224,7 @@ def _check(arguments: argparse.Namespace) -> int:
             report = report_of(task, result)
             samples, problems = samples + report.samples, problems + len(report.problems)
             for problem in report.problems:
-                console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
+                console.print(problem, style="red")
     console.print(f"{arguments.folder}: {samples} objects in {len(tasks)} shards, {problems} problems")
     return FAILED if problems else OK
 
@@ -230,5 +234,5 @@ def _show(arguments: argparse.Namespace) -> int:
 
     sheet = contact_sheet(arguments.folder, arguments.objects, arguments.views, arguments.size, arguments.columns)
     save_sheet(sheet, arguments.out)
-    Console().print(f"wrote {arguments.out} ({sheet.width} x {sheet.height})")
+    _console().print(f"wrote {arguments.out} ({sheet.width} x {sheet.height})")
     return OK

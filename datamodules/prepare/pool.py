@@ -1,6 +1,8 @@
 """Worker processes that may crash or hang without taking the work of the others along."""
 
+import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-import torch
+from datamodules.errors import DataError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -77,17 +79,21 @@ class Pool(Generic[Task, Result]):
 
     def _start(self, number: int, task: Task) -> None:
         worker = self._idle.pop() if self._idle else _Worker(self._function, self._expected)
-        worker.start(number, task, time.monotonic() + self._timeout)
+        worker.start(number, task, self._timeout)
         self._busy[worker.connection] = worker
 
     def _collect(self) -> dict[int, Any]:
         """Wait for the next results, deaths or time-outs."""
         deadline = min(worker.deadline for worker in self._busy.values())
-        ready = wait(list(self._busy), timeout=max(0.0, deadline - time.monotonic()))
+        patience = None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
+        ready = wait(list(self._busy), timeout=patience)
         results = {}
         for connection, worker in list(self._busy.items()):
             if connection in ready:
                 result = worker.receive()
+                if result is None:
+                    worker.deadline = time.monotonic() + self._timeout
+                    continue
             elif time.monotonic() >= worker.deadline:
                 result = Failure(f"took longer than {self._timeout:g} s", fatal=True)
             else:
@@ -110,17 +116,24 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs, function, expected), daemon=True)
         self.process.start()
         theirs.close()
-        self.number, self.deadline = -1, 0.0
+        self.number, self.deadline, self.running = -1, math.inf, False
 
-    def start(self, number: int, task: Any, deadline: float) -> None:
-        self.number, self.deadline = number, deadline
+    def start(self, number: int, task: Any, timeout: float) -> None:
+        """Hand over a task. Its time counts from when the process runs, see `receive`."""
+        self.number = number
+        self.deadline = time.monotonic() + timeout if self.running else math.inf
         self.connection.send(task)
 
     def receive(self) -> Any:
+        """The result of the task; None if the process says that it has started."""
         try:
-            return self.connection.recv()
-        except (EOFError, OSError):
+            result = self.connection.recv()
+            self.running = True
+            return result
+        except (EOFError, OSError) as error:
             self.process.join()
+            if not self.running:
+                raise DataError(f"worker processes cannot start (exit code {self.process.exitcode})") from error
             return Failure(f"its process ended with exit code {self.process.exitcode}", fatal=True)
 
     def end(self) -> None:
@@ -139,7 +152,9 @@ def _attempt(function: Callable[[Any], Any], expected: tuple[type[Exception], ..
 def _serve(connection: Connection, function: Callable[[Any], Any], expected: tuple[type[Exception], ...]) -> None:
     """Body of a worker process: tasks come in, results go out, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    torch.set_num_threads(1)
+    if (torch := sys.modules.get("torch")) is not None:  # loaded by the function, if it uses it
+        torch.set_num_threads(1)
+    connection.send(None)
     while True:
         try:
             task = connection.recv()
