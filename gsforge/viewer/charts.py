@@ -78,7 +78,7 @@ def chart_groups(curves: Curves) -> list[ChartGroup]:
         if prefix == "train":
             losses.setdefault(quantity, []).append(Series("training", "training", thinned(points)))
         elif prefix != "val":
-            other[name] = [Series(name, "training", thinned(points))]
+            other[name.replace("/", " · ")] = [Series(name, "training", thinned(points))]
         elif quantity.endswith(_BASELINE):
             quality.setdefault(quantity.removesuffix(_BASELINE), []).append(
                 Series("baseline", "baseline", thinned(points))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from gsforge.training.checkpoint_io import read_checkpoint
 from gsforge.training.run_directory import RunDirectory
 from gsforge.viewer.charts import chart_groups
 from gsforge.viewer.pictures import (
@@ -70,6 +71,7 @@ def build_report(folder: Path, options: ReportOptions | None = None) -> str:
     Raises:
         FileNotFoundError: if the folder is not a run directory.
         ValueError: if a file in it is damaged.
+        CheckpointError: if its last checkpoint is.
     """
     options = options or ReportOptions()
     run = RunDirectory(folder)
@@ -118,7 +120,7 @@ def _facts(configuration: RunConfiguration, run: RunDirectory) -> list[tuple[str
 
 def _tiles(curves: Curves, run: RunDirectory) -> list[tuple[str, str]]:
     path, seconds = run.last_checkpoint(), curves.training_seconds
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if path else {}
+    checkpoint = read_checkpoint(path, mmap=True) if path else {}
     step = checkpoint.get("global_step", curves.last_step)
     parameters = sum(tensor.numel() for tensor in checkpoint.get("state_dict", {}).values())
     tiles = {
@@ -224,6 +226,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         FileNotFoundError: if the folder is not a run directory.
         ValueError: if a file in it is damaged, or an option is out of range.
+        CheckpointError: if its last checkpoint is damaged.
     """
     parser = argparse.ArgumentParser(prog="gsforge report", description="Write one HTML page about a run.")
     parser.add_argument("run", type=Path, help="run directory that `gsforge fit` wrote")

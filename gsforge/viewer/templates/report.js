@@ -103,10 +103,11 @@ function valueAxis(values) {
   return { ticks: logarithmic ? logTicks(...back) : niceTicks(...back, 4), place: (value) => (forward(value) - ends[0]) / (ends[1] - ends[0]) };
 }
 
+// A moving average; its window shrinks at the steep beginning and is cut off at the flat end.
 function smoothed(points) {
   const reach = Math.ceil(points.length / 40);
   return points.map(([step], index) => {
-    const half = Math.min(reach, index, points.length - 1 - index), near = points.slice(index - half, index + half + 1);
+    const near = points.slice(index - Math.min(reach, index), index + Math.min(reach, index) + 1);
     return [step, near.reduce((sum, point) => sum + point[1], 0) / near.length];
   });
 }

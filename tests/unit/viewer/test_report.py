@@ -14,6 +14,7 @@ from torchvision.transforms.functional import to_pil_image
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.ply import save_ply
 from gsforge.render import RenderSettings
+from gsforge.training.errors import CheckpointError
 from gsforge.training.run_directory import RunDirectory
 from gsforge.viewer.charts import chart_groups, thinned
 from gsforge.viewer.pictures import render_settings, render_turntable
@@ -205,12 +206,13 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         ("test/metrics.json", '{"step": 3}', r"metrics\.json: not what `gsforge test` writes"),
         ("logs/csv/attempt_1/metrics.csv", "step,train/loss\nx,1\n", r"metrics\.csv: expected a CSV log"),
         ("config.2.yaml", "a: [", r"config\.2\.yaml: not a YAML file"),
+        ("checkpoints/last.ckpt", "half a file", r"last\.ckpt is damaged"),
         ("test/chair.render.png", "no picture", r"chair\.render\.png is not a picture"),
     ],
 )
 def test_damaged_files_are_named(run: Path, file: str, content: str, message: str) -> None:
     (run / file).write_text(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, CheckpointError), match=message):
         build_report(run, OPTIONS)
 
 
