@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
 
@@ -17,17 +18,20 @@ from rich.console import Console
 from rich.markup import escape
 
 from gsforge.core.errors import GsforgeError
+from gsforge.training.stopping import INTERRUPTED, PREEMPTION, forget_request, install_handlers
 
-COMMANDS = {
-    "fit": ("gsforge.cli.run:main", "train; the same command, run again, continues"),
-    "validate": ("gsforge.cli.run:main", "measure the validation set with a run's last checkpoint"),
-    "test": ("gsforge.cli.run:main", "measure the test set, write metrics, pictures and .ply files"),
-    "predict": ("gsforge.cli.run:main", "write one .ply per object of the prediction set"),
-    "export": ("gsforge.cli.export:main", "write one object of a trained run as a .ply file"),
+LIGHTNING = {
+    "fit": "train; the same command, run again, continues",
+    "validate": "measure the validation set with a run's last checkpoint",
+    "test": "measure the test set, write metrics, pictures and .ply files",
+    "predict": "write one .ply per object of the prediction set",
+}
+OTHERS = {
+    "export": ("gsforge.cli.export", "write one object of a trained run as a .ply file"),
+    "report": ("gsforge.viewer.report", "write one HTML page about a run"),
 }
 GROUP = "gsforge.commands"
 USAGE_ERROR = 2
-INTERRUPTED = 130
 
 _console = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -55,11 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str], debug: bool) -> int:
+    if name == "fit":
+        forget_request()
+        install_handlers(PREEMPTION)
     try:
         command = _load(name)
         # After the imports: Lightning adds handlers of its own where it finds none.
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-        return command(name, arguments)
+        return command(arguments)
     except KeyboardInterrupt:
         _console.print("stopped")
         return INTERRUPTED
@@ -75,15 +82,15 @@ def _report(error: BaseException) -> None:
     _console.print("[dim](the traceback: add --debug, or set GSFORGE_DEBUG=1)[/]")
 
 
-def _load(name: str) -> Callable[[str, list[str]], int]:
-    if name in COMMANDS:
-        module, function = COMMANDS[name][0].split(":")
-        return getattr(import_module(module), function)
+def _load(name: str) -> Callable[[list[str]], int]:
     added = _added_commands()
+    if name in LIGHTNING:
+        return partial(import_module("gsforge.cli.run").main, name)
+    if name in OTHERS:
+        return import_module(OTHERS[name][0]).main
     if name in added:
-        command = added[name].load()
-        return lambda _, arguments: int(command(arguments) or 0)
-    close = difflib.get_close_matches(name, [*COMMANDS, *added], n=1)
+        return added[name].load()
+    close = difflib.get_close_matches(name, [*LIGHTNING, *OTHERS, *added], n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise argparse.ArgumentError(None, f"there is no command {name!r}.{hint} `gsforge --help` lists the commands.")
 
@@ -93,7 +100,7 @@ def _added_commands() -> dict[str, EntryPoint]:
 
 
 def _help() -> str:
-    rows = [(name, text) for name, (_, text) in COMMANDS.items()]
+    rows = [*LIGHTNING.items(), *((name, text) for name, (_, text) in OTHERS.items())]
     rows += [(name, f"see `gsforge {name} --help`") for name in _added_commands()]
     lines = [f"  {name:<10} {text}" for name, text in rows]
     return "\n".join(

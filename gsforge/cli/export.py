@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -31,17 +31,16 @@ _THIS_MACHINE = {
 _SPLITS = (("predict", "predict_dataloader"), ("test", "test_dataloader"), ("validate", "val_dataloader"))
 
 
-def main(command: str, arguments: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run `gsforge export`.
 
     Args:
-        command: the word `export`.
-        arguments: its options.
+        argv: arguments after `gsforge export`.
 
     Returns:
         Exit code 0.
     """
-    options = _parser(command).parse_args(arguments)
+    options = _parser().parse_args(argv)
     quieten()
     key, count = export_ply(options.run, options.ply, options.key, options.up)
     Console(soft_wrap=True, highlight=False).print(f"{options.ply}: {count} Gaussians of {key}", markup=False)
@@ -113,8 +112,8 @@ def _batches(datamodule: LightningDataModule) -> Iterator[dict[str, Any]]:
             yield from getattr(datamodule, loader)()
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"gsforge {command}", description="Write one object of a run as a .ply file.")
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gsforge export", description="Write one object of a run as a .ply file.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--ply", type=Path, required=True, help="file to write")
     parser.add_argument("--key", help="name of the object; the first one of the prediction set by default")

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
@@ -24,7 +25,7 @@ from gsforge.training.media import ValidationPictures
 from gsforge.training.progress import ProgressLines, terminal_shows_bars
 from gsforge.training.run_directory import RunDirectory
 from gsforge.training.step_rng import StepRng
-from gsforge.training.stopping import exit_code, forget_request, install_handlers
+from gsforge.training.stopping import INTERRUPTED, exit_code
 from gsforge.training.timing import StepTiming
 
 _EXPECTED_WARNINGS = (
@@ -180,11 +181,15 @@ def main(command: str, arguments: list[str]) -> int:
         Exit code, see `gsforge.cli.entry.main`.
     """
     quieten()
-    forget_request()
-    install_handlers()
     try:
         RunCLI([command, *arguments])
     except StopRequested as stop:
         _say(f"stopped after step {stop.step}, which is saved. Run the same command again to continue.")
         return exit_code(stop.signal_number)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns a Ctrl-C at other times into exit code 1
+            return INTERRUPTED
+        raise
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
     return 0

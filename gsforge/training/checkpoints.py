@@ -13,7 +13,7 @@ from torch import Tensor
 from gsforge.training.checkpoint_io import read_checkpoint, replace_link
 from gsforge.training.errors import CheckpointError, StopRequested
 from gsforge.training.run_directory import RunDirectory
-from gsforge.training.stopping import agreed_signal, install_handlers
+from gsforge.training.stopping import PREEMPTION, SIGNALS, agreed_signal, install_handlers
 
 _log = logging.getLogger(__name__)
 
@@ -55,11 +55,11 @@ class LastCheckpoints(ModelCheckpoint):
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the handlers back: Lightning's own one for TERM communicates inside the handler, which deadlocks."""
-        install_handlers()
+        install_handlers(PREEMPTION)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the handlers back where there was no sanity check."""
-        install_handlers()
+        """Take the handlers back where there was no sanity check, and that of Ctrl-C from now on."""
+        install_handlers(SIGNALS)
         super().on_train_start(trainer, pl_module)
 
     def on_train_batch_end(

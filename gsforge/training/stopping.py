@@ -3,12 +3,16 @@
 import logging
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from lightning.pytorch import Trainer
+if TYPE_CHECKING:  # the handlers are installed before Lightning is imported
+    from lightning.pytorch import Trainer
 
 # USR2 is the warning that a batch script asks for; USR1 collides with NCCL.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+PREEMPTION = (signal.SIGTERM, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, *PREEMPTION)
 PREEMPTED = 75
 INTERRUPTED = 130
 _log = logging.getLogger(__name__)
@@ -20,10 +24,15 @@ class _Request:
     signal_number: int | None = None
 
 
-def install_handlers() -> None:
-    """Make the stop signals set a flag. Call it as early as possible: an unhandled USR2 ends the process."""
+def install_handlers(signals: Sequence[int]) -> None:
+    """Make stop signals set a flag.
+
+    Args:
+        signals: `PREEMPTION` from the start of the process, for an unhandled USR2 ends it; `SIGNALS` while steps run,
+            where alone Ctrl-C has something to save.
+    """
     if threading.current_thread() is threading.main_thread():  # Python allows handlers in the main thread alone
-        for number in SIGNALS:
+        for number in signals:
             signal.signal(number, _remember)
 
 
@@ -32,7 +41,7 @@ def forget_request() -> None:
     _Request.signal_number = None
 
 
-def agreed_signal(trainer: Trainer) -> int | None:
+def agreed_signal(trainer: "Trainer") -> int | None:
     """The signal that stops the run now, or None.
 
     Args:

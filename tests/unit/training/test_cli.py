@@ -21,7 +21,7 @@ def test_help_imports_nothing_heavy_and_lists_the_commands() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("fit", "validate", "test", "predict", "export", "data"):
+    for command in ("fit", "validate", "test", "predict", "export", "report", "data"):
         assert f"\n  {command} " in done.stdout
 
 
@@ -42,7 +42,7 @@ def test_commands_of_other_packages_run_and_may_fail_with_a_message(
     monkeypatch.setattr(entry, "_added_commands", lambda: added)
     assert main(["count", "a", "b"]) == 2
     added["count"] = EntryPoint("count", "pathlib:Path.read_text", entry.GROUP)
-    monkeypatch.setattr(entry, "_load", lambda name: lambda _, arguments: int(Path(arguments[0]).read_text()))
+    monkeypatch.setattr(entry, "_load", lambda name: lambda arguments: int(Path(arguments[0]).read_text()))
     assert main(["count", "/no/such/file"]) == 1
     assert "/no/such/file" in capsys.readouterr().err
 
@@ -81,9 +81,16 @@ def test_run_dir_is_required(capsys: pytest.CaptureFixture) -> None:
     assert "fit.run_dir" in capsys.readouterr().err
 
 
-def test_a_random_seed_is_refused(gsforge: Any, capsys: pytest.CaptureFixture) -> None:
-    assert gsforge("fit", "--seed_everything", "true") == 1
+def test_a_run_without_seed_is_refused(gsforge: Any, capsys: pytest.CaptureFixture) -> None:
+    assert gsforge("fit", "--seed_everything", "false") == 1
     assert "whole number" in capsys.readouterr().err
+
+
+def test_what_lightning_refuses_is_one_message(gsforge: Any, capsys: pytest.CaptureFixture) -> None:
+    assert gsforge("fit", "--trainer.val_check_interval", "0.5") == 1
+    errors = capsys.readouterr().err
+    assert "val_check_interval" in errors
+    assert "Traceback" not in errors
 
 
 def test_a_stranger_key_lists_the_valid_ones() -> None:
@@ -92,6 +99,5 @@ def test_a_stranger_key_lists_the_valid_ones() -> None:
 
 
 def test_other_messages_stay() -> None:
-    assert (
-        explain("the following arguments are required: run_dir", []) == "the following arguments are required: run_dir"
-    )
+    message = "the following arguments are required: run_dir"
+    assert explain(message, []) == message

@@ -107,3 +107,8 @@ def test_the_best_checkpoint_is_kept_beside_the_last(gsforge: Any, run_dir: Path
     gsforge("fit", f"--trainer.callbacks+={best}")
     (path,) = (run_dir / "checkpoints").glob("best-*.ckpt")
     assert path.name in ("best-00000004.ckpt", "best-00000008.ckpt")
+
+
+def test_a_second_ctrl_c_stops_at_once(gsforge: Any, run_dir: Path) -> None:
+    assert gsforge("fit", add(5, "SIGINT"), add(5, "SIGINT")) == 130
+    assert RunDirectory(run_dir).last_checkpoint() is None
