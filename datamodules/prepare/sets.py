@@ -141,9 +141,7 @@ def write_set(
         for number in todo:
             shard, failures = _write_one(plan, number, pool, lambda: progress.advance(bar))
             made = len(shard.samples) if shard else 0
-            console.print(
-                f"shard {number + 1} of {plan.shards}: {made} {plan.kind}, {failures} failed", highlight=False
-            )
+            console.print(f"shard {number + 1} of {plan.shards}: {made} {plan.kind}, {failures} failed")
     return finish(plan)
 
 

@@ -103,7 +103,7 @@ def test_ctrl_c_leaves_a_set_that_continues(tmp_path):
         [sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     deadline = time.monotonic() + 120
-    while not (out / "shard-000000.tar").exists() and time.monotonic() < deadline:
+    while not (out / "shard-000001.tar").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
