@@ -18,6 +18,9 @@ from gsforge.core.frozen import FrozenModule
 from gsforge.nn.derivatives import derivative_kernels, separable
 
 _REC709_LUMINANCE = (0.2126, 0.7152, 0.0722)
+# Typical spreads over renders of objects; dividing by them gives channels of about unit variance, as a network's
+# normalised features have.
+_COLOUR_SPREAD, _DERIVATIVE_SPREAD = 0.25, 0.1
 
 
 class FeatureExtractor(FrozenModule):
@@ -56,7 +59,8 @@ class FilterBankFeatures(FeatureExtractor):
     For each scale, on the image blurred by a Gaussian of that standard deviation s: the colour (3 channels), the
     gradient magnitude of the luminance times s (1), its derivatives along `orientations` directions of the half
     circle, rectified, times s (`orientations`), and the Laplacian of the colour times s^2 (3). The powers of s make the
-    responses comparable over scales. Maps are averaged over stride x stride pixels.
+    responses comparable over scales; colours are centred at grey, and all channels brought to about unit variance. Maps
+    are averaged over stride x stride pixels.
 
     Coarse scales say where on the object a point lies, fine ones how its surface looks:
     `FilterBankFeatures(scales=[4, 8, 16], stride=8)` and `FilterBankFeatures(scales=[0.7, 1.4], stride=2)`.
@@ -99,7 +103,8 @@ class FilterBankFeatures(FeatureExtractor):
         laplacian = separable(images, curvature, smooth) + separable(images, smooth, curvature)
         oriented = torch.einsum("kc,nchw->nkhw", self.directions.to(images), gradient).abs()
         magnitude = gradient.square().sum(1, keepdim=True).sqrt()
-        return torch.cat([colour, magnitude * scale, oriented * scale, laplacian * scale**2], dim=1)
+        derivatives = torch.cat([magnitude * scale, oriented * scale, laplacian * scale**2], dim=1)
+        return torch.cat([(colour - 0.5) / _COLOUR_SPREAD, derivatives / _DERIVATIVE_SPREAD], dim=1)
 
 
 class TimmFeatures(FeatureExtractor):

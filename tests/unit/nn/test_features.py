@@ -28,15 +28,16 @@ def test_filter_bank_measures_slopes_and_curvature_exactly() -> None:
     inner = slice(16, 24)
     maps = bank(ramp_image(40, 0.003, 0.004))[0, :, inner, inner]
     assert maps.shape[0] == bank.channels == 11
-    torch.testing.assert_close(maps[0], ramp_image(40, 0.003, 0.004)[0, 0, inner, inner])
-    torch.testing.assert_close(maps[3], torch.full_like(maps[3], 1.5 * 0.005))
+    # Colours are centred at grey and divided by 0.25, derivatives divided by 0.1.
+    torch.testing.assert_close(maps[0] * 0.25 + 0.5, ramp_image(40, 0.003, 0.004)[0, 0, inner, inner])
+    torch.testing.assert_close(maps[3] * 0.1, torch.full_like(maps[3], 1.5 * 0.005))
     for channel, angle in enumerate([0, 45, 90, 135]):
         slope = abs(0.003 * math.cos(math.radians(angle)) + 0.004 * math.sin(math.radians(angle)))
-        torch.testing.assert_close(maps[4 + channel], torch.full_like(maps[0], 1.5 * slope), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(maps[4 + channel] * 0.1, torch.full_like(maps[0], 1.5 * slope), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(maps[8:], torch.zeros_like(maps[8:]))
     axis = torch.arange(40, dtype=torch.float64)
     bowl = (0.5e-3 * axis**2 + 0.25e-3 * axis[:, None] ** 2).expand(1, 3, 40, 40)
-    laplacian = bank(bowl)[0, 8:, inner, inner]
+    laplacian = bank(bowl)[0, 8:, inner, inner] * 0.1
     torch.testing.assert_close(laplacian, torch.full_like(laplacian, 1.5**2 * 1.5e-3))
 
 

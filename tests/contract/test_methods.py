@@ -1,0 +1,148 @@
+"""The promises that every method keeps, tried with every `configs/*/*toy*.yaml`."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gsforge.cli import main
+from gsforge.cli.export import export_ply
+from gsforge.core.cameras import cameras_around, sphere_hammersley
+from gsforge.core.ply import load_ply
+from gsforge.render import rasterize
+from gsforge.training.errors import ConfigError
+from tests.contract.conftest import CONFIGS, STEPS, ToyRun
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    """Loss by step over all attempts; a step logged twice must have one value."""
+    found: dict[int, float] = {}
+    for log in sorted(run_dir.glob("logs/csv/attempt_*/metrics.csv")):
+        for row in csv.DictReader(log.open()):
+            if row.get("train/loss"):
+                assert found.setdefault(int(row["step"]), float(row["train/loss"])) == float(row["train/loss"])
+    return found
+
+
+def checkpoint(run_dir: Path) -> dict[str, Any]:
+    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_identical(a: Any, b: Any, where: str = "checkpoint") -> None:
+    """Equal structure and bit-identical tensors."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_identical(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for index, (left, right) in enumerate(zip(a, b, strict=True)):
+            assert_identical(left, right, f"{where}[{index}]")
+    else:
+        assert a == b, where
+
+
+def test_there_are_configurations() -> None:
+    assert CONFIGS
+
+
+def test_the_loss_falls(trained: Path) -> None:
+    values = list(losses(trained).values())
+    assert len(values) == STEPS
+    assert sum(values[-6:]) < 0.97 * sum(values[:6]), values
+
+
+def test_killed_and_resumed_equals_uninterrupted(toy_run: ToyRun, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(["fit", *toy_run.options(whole, STEPS)]) == 0
+    command = [str(Path(sys.executable).with_name("gsforge")), "fit", *toy_run.options(killed, STEPS)]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while not (killed / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = checkpoint(killed)["global_step"]
+    assert before < STEPS, "killed too late to show anything"
+    assert main(["fit", *toy_run.options(killed, STEPS)]) == 0
+    first, second = checkpoint(whole), checkpoint(killed)
+    assert first["global_step"] == second["global_step"] == STEPS
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert_identical(first[part], second[part], part)
+    # The same losses at the same steps: the same objects, views and random numbers.
+    expected, resumed = losses(whole), losses(killed)
+    assert resumed == {step: expected[step] for step in resumed}
+    assert set(range(before, STEPS)) <= set(resumed)
+
+
+def test_export_then_load_gives_the_same_render(trained: Path, tmp_path: Path) -> None:
+    assert main(["predict", "--config", str(trained / "config.yaml")]) == 0
+    files = sorted((trained / "predict").glob("*.ply"))
+    if not files:  # a stage without Gaussians says so
+        with pytest.raises(ConfigError, match="Gaussians"):
+            export_ply(trained, tmp_path / "object.ply")
+        return
+    export_ply(trained, tmp_path / "object.ply")
+    predicted = load_ply(files[0])
+    exported = load_ply(tmp_path / "object.ply")
+    cameras = cameras_around(sphere_hammersley(4), radius=2.0, fov=0.7, size=32)
+    images = rasterize(exported, cameras).rgb
+    assert images.amax() > 0.1
+    torch.testing.assert_close(images, rasterize(predicted, cameras).rgb, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(
+    toy_run: ToyRun, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    foreign = tmp_path / "foreign.ckpt"
+    contents = checkpoint(trained)
+    weights = contents["state_dict"]
+    name = next(name for name, tensor in weights.items() if tensor.dim() == 2)
+    weights[name] = weights[name][:-1]
+    torch.save(contents, foreign)
+    options = [*toy_run.options(tmp_path / "run", steps=2), f"--init_from={foreign}"]
+    assert main(["fit", *options]) != 0
+    errors = capsys.readouterr().err
+    assert "another architecture" in errors
+    assert name in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "other version"])
+def test_damaged_data_is_refused(toy_run: ToyRun, tmp_path: Path, capsys: pytest.CaptureFixture, damage: str) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(toy_run.data, broken)
+    shard, index = min(broken.glob("*.tar")), broken / "index.json"
+    if damage == "truncated":
+        os.truncate(shard, shard.stat().st_size // 2)
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        index.write_text(
+            index.read_text().replace('"schema": 1', '"schema": 999').replace('"schema":1', '"schema":999')
+        )
+    run = ToyRun(toy_run.config, broken)
+    assert main(["fit", *run.options(tmp_path / "run", steps=2)]) != 0
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    assert str(broken) in errors or shard.name in errors, errors
+    assert not (tmp_path / "run" / "checkpoints").exists(), "nothing was trained"
+
+
+def test_a_mistyped_key_is_named(toy_run: ToyRun, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["fit", *toy_run.options(tmp_path / "run", steps=2), "--trainer.max_stepz=3"]) == 2
+    assert "max_steps" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
