@@ -14,8 +14,9 @@ from gsforge.training.run_directory import RunDirectory
 EMA = "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.EMAWeightAveraging, init_args: {decay: 0.9}}]"
 
 
-def add(step: int, action: str) -> str:
-    return f"--trainer.callbacks+={{class_path: tiny.At, init_args: {{step: {step}, action: {action}}}}}"
+def add(step: int, action: str, micro_batch: int = 0) -> str:
+    options = f"{{step: {step}, action: {action}, micro_batch: {micro_batch}}}"
+    return f"--trainer.callbacks+={{class_path: tiny.At, init_args: {options}}}"
 
 
 def final_state(run_dir: Path) -> dict[str, Any]:
@@ -60,6 +61,8 @@ def test_accumulated_gradients_are_never_cut_by_a_checkpoint(gsforge: Any, run_d
     assert gsforge("fit", *options, folder=tmp_path / "whole") == 0
     with pytest.raises(RuntimeError, match="killed"):
         gsforge("fit", *options, add(5, "die"))
+    with pytest.raises(RuntimeError, match="killed"):
+        gsforge("fit", *options, add(3, "die", micro_batch=1))  # right after it has continued at step 3
     assert gsforge("fit", *options, add(6, "SIGUSR2")) == 75
     assert gsforge("fit", *options) == 0
     torch.testing.assert_close(final_state(run_dir), final_state(tmp_path / "whole"), rtol=0, atol=0)

@@ -124,12 +124,13 @@ class TinyData(LightningDataModule):
 class At(Callback):
     """Does something right after a training step has begun."""
 
-    def __init__(self, step: int, action: str):
+    def __init__(self, step: int, action: str, micro_batch: int = 0):
         self.step = step
+        self.micro_batch = micro_batch
         self.action = action
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and batch_idx % trainer.accumulate_grad_batches == self.micro_batch:
             if self.action == "die":
                 raise RuntimeError("killed")
             os.kill(os.getpid(), getattr(signal, self.action))
