@@ -6,6 +6,9 @@ SETUP := $(VENV)/.installed
 # One thread for each test process: they run in parallel, and sums are then the same on every machine.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
+# Without bytecode files every start of Python compiles torch and Lightning again, which takes 15 s.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint clean
 

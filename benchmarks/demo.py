@@ -192,7 +192,7 @@ class Demo:
             table.add_row(name, f"{model:.4g} {unit}", f"{baseline:.4g} {unit}", verdict)
         self.console.print(times, table)
         self.console.print(
-            "Baselines: psnr and ssim of each view's best constant colour; chamfer of points drawn uniformly in the "
+            "Baselines: psnr and ssim of the best constant image; chamfer of points drawn uniformly in the "
             f"object's bounding box.\nLook at {self.out / 'report.html'}"
         )
         return all(verdicts)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import conv2d, l1_loss
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchvision.models import VGG16_Weights
@@ -114,43 +114,6 @@ class PerceptualLoss(FrozenModule):
                 difference = (_unit(a) - _unit(b)).square()
                 distance = distance + conv2d(difference, weight).mean(dim=(1, 2, 3))
         return distance.reshape(images.shape[:-3])
-
-
-class ImageLoss(nn.Module):
-    """L1 + ssim_weight * (1 - SSIM) + lpips_weight * LPIPS; a term of weight 0 is neither built nor computed.
-
-    Args:
-        ssim_weight: weight of 1 - SSIM.
-        lpips_weight: weight of LPIPS.
-        vgg_weights: see PerceptualLoss; not read where lpips_weight is 0.
-    """
-
-    def __init__(
-        self, ssim_weight: float = 0.2, lpips_weight: float = 0.2, vgg_weights: str | Path | None = None
-    ) -> None:
-        super().__init__()
-        self.ssim_weight, self.lpips_weight = ssim_weight, lpips_weight
-        self.perceptual = PerceptualLoss(vgg_weights) if lpips_weight else None
-
-    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compare images.
-
-        Args:
-            images: [..., 3, H, W] in [0, 1].
-            targets: the same shape.
-
-        Returns:
-            The weighted sum, and its unweighted terms by name (`l1`, `ssim` as 1 - SSIM, `lpips`) for logs.
-        """
-        terms = {"l1": l1(images, targets)}
-        total = terms["l1"]
-        if self.ssim_weight:
-            terms["ssim"] = 1 - ssim(images, targets).mean()
-            total = total + self.ssim_weight * terms["ssim"]
-        if self.perceptual is not None:
-            terms["lpips"] = self.perceptual(images, targets).mean()
-            total = total + self.lpips_weight * terms["lpips"]
-        return total, terms
 
 
 def _check(images: Tensor, targets: Tensor) -> None:

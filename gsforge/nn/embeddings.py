@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 class PointEmbedding(nn.Module):
     """Linear map of a point plus sines and cosines of its coordinates (DeG, positional embedding "v2").
 
-    Each axis gets width // 6 frequencies, geometrically spaced from pi to 2^octaves pi; the rest of the channels is zero.
+    Each axis gets width // 6 frequencies, geometrically spaced from pi to 2^octaves pi; the other channels are zero.
     """
 
     frequencies: Tensor

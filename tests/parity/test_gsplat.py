@@ -173,7 +173,11 @@ def test_what_the_kernels_cannot_do_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"computes in float32, got torch\.float64"):
         rasterize(scene, cameras)
     with pytest.raises(RuntimeError, match=r"transmittance_stop=0\.01"):
-        rasterize(scene.to(dtype=torch.float32), cameras.to(dtype=torch.float32), settings=RenderSettings(transmittance_stop=0.01))
+        rasterize(
+            scene.to(dtype=torch.float32),
+            cameras.to(dtype=torch.float32),
+            settings=RenderSettings(transmittance_stop=0.01),
+        )
 
 
 @pytest.mark.gpu

@@ -161,7 +161,7 @@ class DeGVAE(LightningModule):
             terms |= self._appearance_terms(batch, z_BMZ)
         total = torch.stack([getattr(self.loss, name) * value for name, value in terms.items()]).sum()
         size = len(batch["points"])
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=size)
+        self.log_dict({f"train/loss_{name}": value.detach() for name, value in terms.items()}, batch_size=size)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
         return total
 

@@ -1,1 +1,0 @@
-"""Results that leave gsforge: .ply files and, later, other interchange formats."""
