@@ -10,8 +10,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from webdataset.writer import TarWriter
-
 from datamodules.errors import DataError
 from datamodules.files import atomic_file
 from datamodules.index import SampleEntry, ShardEntry
@@ -64,6 +62,8 @@ class _EmptyShardError(Exception):
 
 
 def _write_tar(stream: BinaryIO, samples: Iterable[EncodedSample]) -> int:
+    from webdataset.writer import TarWriter  # loads torch, which worker processes that only encode can do without
+
     writer = TarWriter(stream, encoder=False, compress=False, mtime=0, user="gsforge", group="gsforge")
     count = 0
     try:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save as save_safetensors
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules.errors import SampleError
 from datamodules.index import Index, read_index, write_index
@@ -224,6 +225,26 @@ def test_http_reads_one_range_for_one_sample(write_numbers, server):
     handler.asked.clear()
     assert store.read(3).decode("number.json") == 3
     assert handler.asked == [("/numbers/shard-000001.tar", "bytes=1024-2047")]
+
+
+class NumbersOf(Dataset):
+    def __init__(self, store):
+        self.store = store
+
+    def __len__(self):
+        return len(self.store)
+
+    def __getitem__(self, index):
+        return self.store.read(index).decode("number.json")
+
+
+def test_http_works_in_forked_workers_after_the_parent_has_read(write_numbers, server):
+    _, address = server
+    write_numbers([3, 3])
+    store = SampleStore({f"{address}/numbers": read_index(f"{address}/numbers")})
+    assert store.read(0).decode("number.json") == 0
+    loader = DataLoader(NumbersOf(store), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=30)
+    assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_http_errors_are_sample_errors(write_numbers, server):
