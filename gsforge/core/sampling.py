@@ -16,7 +16,7 @@ def radical_inverse(indices: Tensor, base: int) -> Tensor:
     Returns:
         [...] float64 values in [0, 1).
     """
-    value = torch.zeros(indices.shape, dtype=torch.float64)
+    value = torch.zeros_like(indices, dtype=torch.float64)
     rest, weight = indices.clone(), 1.0 / base
     while bool((rest > 0).any()):
         value += weight * (rest % base)
@@ -33,9 +33,10 @@ def hammersley(count: int, dimensions: int) -> Tensor:
         dimensions: 1 to 4.
 
     Returns:
-        [count, dimensions] float64 points in [0, 1)^dimensions.
+        [count, dimensions] float64 points in [0, 1)^dimensions, on the CPU.
     """
-    indices = torch.arange(count)
+    # Named, so that a network can be laid out on the meta device, where no value can be read.
+    indices = torch.arange(count, device="cpu")
     columns = [indices.double() / count]
     columns += [radical_inverse(indices, base) for base in _PRIMES[: dimensions - 1]]
     return torch.stack(columns, dim=-1)
