@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -65,7 +66,8 @@ class Pool(Generic[Task, Result]):
     def run(self, tasks: Sequence[Task]) -> Iterator[Result | Failure]:
         """Results in the order of the tasks; a few more than were taken are computed ahead."""
         if self._count == 0:
-            yield from (_attempt(self._function, self._expected, task) for task in tasks)
+            with _one_torch_thread():
+                yield from (_attempt(self._function, self._expected, task) for task in tasks)
             return
         results: dict[int, Result | Failure] = {}
         started = 0
@@ -142,6 +144,21 @@ class _Worker:
         self.connection.close()
 
 
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Keep torch, if the function has loaded it, from waking threads for its many small tensors."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _attempt(function: Callable[[Any], Any], expected: tuple[type[Exception], ...], task: Any) -> Any:
     try:
         return function(task)
@@ -152,9 +169,12 @@ def _attempt(function: Callable[[Any], Any], expected: tuple[type[Exception], ..
 def _serve(connection: Connection, function: Callable[[Any], Any], expected: tuple[type[Exception], ...]) -> None:
     """Body of a worker process: tasks come in, results go out, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    if (torch := sys.modules.get("torch")) is not None:  # loaded by the function, if it uses it
-        torch.set_num_threads(1)
     connection.send(None)
+    with _one_torch_thread():
+        _work(connection, function, expected)
+
+
+def _work(connection: Connection, function: Callable[[Any], Any], expected: tuple[type[Exception], ...]) -> None:
     while True:
         try:
             task = connection.recv()
