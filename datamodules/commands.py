@@ -82,7 +82,9 @@ def _add_prepare_objects(commands: "argparse._SubParsersAction[argparse.Argument
         "Meshes that cannot be used are listed in failures.jsonl with the reason. It may be stopped at any time, and "
         "continues when run again. On a cluster, start it once for each rank with --rank and --world.",
     )
-    parser.add_argument("folder", type=Path, help="folder of mesh files, searched with all folders below it")
+    parser.add_argument(
+        "--meshes", type=Path, required=True, help="folder of mesh files, searched with all folders below it"
+    )
     _add_rendering(parser, views=150, size=512, points=32768, shard_size=32)
     parser.add_argument("--up", choices=["y", "z"], help="axis that points up in the files; None: as their format says")
     _add_work(parser, workers=len(os.sched_getaffinity(0)))
@@ -164,11 +166,11 @@ def _settings(arguments: argparse.Namespace) -> "ObjectSettings":
 def _prepare_objects(arguments: argparse.Namespace) -> int:
     from datamodules.prepare.objects import find_meshes, make_mesh_object
 
-    if not arguments.folder.is_dir():
-        raise DataError(f"{arguments.folder} is not a folder")
+    if not arguments.meshes.is_dir():
+        raise DataError(f"{arguments.meshes} is not a folder")
     settings = _settings(arguments)
-    recipe = partial(make_mesh_object, arguments.folder, settings)
-    return _write(arguments, settings, find_meshes(arguments.folder), recipe)
+    recipe = partial(make_mesh_object, arguments.meshes, settings)
+    return _write(arguments, settings, find_meshes(arguments.meshes), recipe)
 
 
 def _toy_objects(arguments: argparse.Namespace) -> int:

@@ -41,7 +41,7 @@ def test_prepare_a_folder_with_a_broken_mesh(tmp_path, capsys):
     trimesh.creation.box().export(tmp_path / "box.obj")
     (tmp_path / "broken.glb").write_bytes(b"no mesh")
     out = tmp_path / "set"
-    assert main(["prepare", "objects", str(tmp_path), "--out", str(out), "--workers", "0", *SMALL]) == 0
+    assert main(["prepare", "objects", "--meshes", str(tmp_path), "--out", str(out), "--workers", "0", *SMALL]) == 0
     assert "1 sources could not be used" in capsys.readouterr().out.replace("\n", " ")
     assert [sample.key for shard in read_index(str(out)).shards for sample in shard.samples] == ["ball", "box"]
     assert '"broken.glb"' in (out / "failures.jsonl").read_text()
@@ -53,8 +53,8 @@ def test_prepare_a_folder_with_a_broken_mesh(tmp_path, capsys):
     [
         (["check", "{tmp}/nothing"], "no {tmp}/nothing/index.json"),
         (["show", "{tmp}", "--out", "{tmp}/a.png"], "no {tmp}/index.json"),
-        (["prepare", "objects", "{tmp}/nothing", "--out", "{tmp}/o"], "is not a folder"),
-        (["prepare", "objects", "{tmp}", "--out", "{tmp}/o"], "no mesh file"),
+        (["prepare", "objects", "--meshes", "{tmp}/nothing", "--out", "{tmp}/o"], "is not a folder"),
+        (["prepare", "objects", "--meshes", "{tmp}", "--out", "{tmp}/o"], "no mesh file"),
         (["toy", "objects", "--out", "{tmp}/o", "--count", "0"], "at least 1 object"),
         (["toy", "objects", "--out", "{tmp}/o", "--radius", "0.1"], "cameras inside the object"),
         (["toy", "objects", "--out", "{tmp}/o", "--shard-size", "0"], "--shard-size must be at least 1"),
@@ -72,7 +72,23 @@ def test_expected_errors_are_one_clear_message(tmp_path, capsys, arguments, mess
 
 def test_a_rank_outside_the_world_is_refused(tmp_path, capsys):
     trimesh.creation.box().export(tmp_path / "box.obj")
-    assert main(["prepare", "objects", str(tmp_path), "--out", str(tmp_path / "o"), "--rank", "2", "--world", "2"]) == 1
+    assert (
+        main(
+            [
+                "prepare",
+                "objects",
+                "--meshes",
+                str(tmp_path),
+                "--out",
+                str(tmp_path / "o"),
+                "--rank",
+                "2",
+                "--world",
+                "2",
+            ]
+        )
+        == 1
+    )
     assert "rank must be from 0 to world - 1" in capsys.readouterr().err
 
 
