@@ -96,6 +96,10 @@ class DeGVAE(LightningModule):
                 f"sampling.target_points {sampling.target_points} is a subset of sampling.context_points "
                 f"{sampling.context_points} and cannot be larger"
             )
+        if self.stage == "appearance" and sampling.anchors < 2:
+            raise ValueError(
+                f"sampling.anchors: the sphere loss compares anchors, so 2 or more, got {sampling.anchors}"
+            )
         if self.stage == "appearance" and appearance_features is None:
             raise ValueError("stage 'appearance' needs appearance_features, the extractor of the second feature set")
 

@@ -83,4 +83,5 @@ def batch() -> dict[str, Any]:
         "depths": torch.where(seen.alpha > 0.5, 2.0, 0.0),
         "world_to_camera": cameras.world_to_camera,
         "intrinsics": cameras.intrinsics,
+        "position": torch.arange(2),
     }

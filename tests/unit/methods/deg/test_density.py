@@ -111,12 +111,19 @@ def test_probabilities_are_float32_under_autocast() -> None:
     torch.testing.assert_close(log_pi.exp().sum(-1), torch.ones(1, 8), rtol=0, atol=1e-6)
 
 
-def test_every_level_and_cell_has_its_own_children() -> None:
-    density, z = trained(3), latents(1)
-    root = density.child_log_probabilities(torch.tensor([[0]]), 0, z)
-    finer = density.child_log_probabilities(torch.tensor([[0, 5]]), 2, z)
-    assert (root - finer[:, :1]).abs().max() > 1e-3
-    assert (finer[:, 0] - finer[:, 1]).abs().max() > 1e-3
+def test_the_resolution_of_the_children_is_an_input() -> None:
+    density, z, seen = trained(3), latents(1), []
+    density.resolution_embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].item()))
+    density.structural_loss(clouds(1, 20), z)
+    assert seen == [2.0, 4.0, 8.0]
+    before = density.child_log_probabilities(torch.tensor([[0]]), 0, z)
+    density.resolution_embedding.frequencies *= 2
+    assert (density.child_log_probabilities(torch.tensor([[0]]), 0, z) - before).abs().max() > 1e-4
+
+
+def test_every_cell_has_its_own_children() -> None:
+    log_pi = trained(3).child_log_probabilities(torch.tensor([[0, 5]]), 2, latents(1))
+    assert (log_pi[:, 0] - log_pi[:, 1]).abs().max() > 1e-3
 
 
 # --- sampling

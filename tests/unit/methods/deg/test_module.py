@@ -252,6 +252,7 @@ def test_prediction_of_the_appearance_stage_shows_the_views_held_back(build: Bui
         ({"sampling": {"tokens": [4, 25]}}, "sampling.tokens: 25 query points cannot be chosen from .* 24; lower"),
         ({"sampling": {"target_points": 25}}, "sampling.target_points 25 is a subset of sampling.context_points 24"),
         ({"network": {"heads": 5}}, "network.heads: 5 does not divide network.width 24"),
+        ({"stage": "appearance", "sampling": {"anchors": 1}}, "sampling.anchors: .* 2 or more, got 1"),
         ({"stage": "appearance", "appearance_features": None}, "stage 'appearance' needs appearance_features"),
     ],
 )
