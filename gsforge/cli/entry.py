@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 done, 1 the run failed, 2 the command or its configuration is wrong, 75 preempted (run the same
         command again), 130 stopped by Ctrl-C.
     """
+    # Torch's threads spin while they wait for each other. Where a loader's worker needs the same core, that makes a
+    # training step several times slower; asleep they cost nothing.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("GSFORGE_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]

@@ -225,8 +225,11 @@ class DeGVAE(LightningModule):
 
     def _evaluate(self, batch: Batch, batch_idx: int, prefix: str) -> Reconstruction:
         result = self.predict_step(batch, batch_idx)
-        metrics = {f"{prefix}/{name}": values.mean() for name, values in result.metrics.items()}
-        self.log_dict(metrics, batch_size=len(result.keys), sync_dist=True)
+        # Position -1 marks an object that only fills the last batch of a rank.
+        counted = (batch["position"] >= 0).float()
+        count = counted.sum().clamp_min(1)
+        metrics = {f"{prefix}/{name}": (values * counted).sum() / count for name, values in result.metrics.items()}
+        self.log_dict(metrics, batch_size=int(counted.sum()), sync_dist=True)
         return result
 
     @torch.no_grad()
