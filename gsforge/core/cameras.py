@@ -57,7 +57,7 @@ class Cameras:
         return Cameras(self.world_to_camera, self.intrinsics * scale[:, None], width, height)
 
     def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Project world points into every camera.
+        """Project world points into every camera, in the precision of the points whatever that of autocast.
 
         Args:
             points: [..., N, 3] with the cameras' batch dimensions.
@@ -67,8 +67,9 @@ class Cameras:
             depth: [..., C, N] z in camera coordinates.
         """
         rotation, translation = self.world_to_camera[..., :3, :3], self.world_to_camera[..., :3, 3]
-        in_camera = points[..., None, :, :] @ rotation.mT + translation[..., None, :]
-        homogeneous = in_camera @ self.intrinsics.mT
+        with torch.autocast(points.device.type, enabled=False):
+            in_camera = points[..., None, :, :] @ rotation.mT + translation[..., None, :]
+            homogeneous = in_camera @ self.intrinsics.mT
         depth = in_camera[..., 2]
         return homogeneous[..., :2] / homogeneous[..., 2:], depth
 

@@ -68,7 +68,8 @@ def rasterize(
 ) -> RenderOutput:
     """Draw Gaussians from several cameras by front-to-back alpha compositing (3D Gaussian Splatting, gsplat 1.5.3).
 
-    Differentiable to every attribute of the Gaussians, to `features`, `backgrounds` and the camera matrices.
+    Differentiable to every attribute of the Gaussians, to `features`, `backgrounds` and the extrinsics; with the
+    reference also to the intrinsics. Autocast is switched off inside: half precision would move Gaussians by pixels.
 
     Args:
         gaussians: batch shape [...]; see `Gaussians.stack` for scenes of different size.
@@ -91,15 +92,16 @@ def rasterize(
         backgrounds = gaussians.means.new_zeros(*cameras.batch_shape, cameras.count, 3)
     if backend == "auto":
         backend = "cuda" if gaussians.means.is_cuda else "reference"
-    if backend == "cuda":
-        from gsforge.render.cuda import rasterize_cuda
+    if backend not in ("cuda", "reference"):
+        raise ValueError(f"backend: expected auto, reference or cuda, got {backend!r}")
+    with torch.autocast(gaussians.means.device.type, enabled=False):
+        if backend == "cuda":
+            from gsforge.render.cuda import rasterize_cuda
 
-        return rasterize_cuda(gaussians, cameras, backgrounds, features, settings)
-    if backend == "reference":
+            return rasterize_cuda(gaussians, cameras, backgrounds, features, settings)
         from gsforge.render.reference import rasterize_reference
 
         return rasterize_reference(gaussians, cameras, backgrounds, features, settings)
-    raise ValueError(f"backend: expected auto, reference or cuda, got {backend!r}")
 
 
 def _check(gaussians: Gaussians, cameras: Cameras, backgrounds: Tensor | None, features: Tensor | None) -> None:

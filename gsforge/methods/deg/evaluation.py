@@ -54,6 +54,7 @@ def density_picture(drawn: DensitySamples, cameras: Cameras) -> Tensor:
         quats=torch.tensor([1.0, 0, 0, 0], device=log_q.device).expand(*log_q.shape, 4),
         scales=ones[..., None].expand(*log_q.shape, 3) * _DOT,
         opacities=ones * 0.9,
-        sh=rgb_to_sh_dc(weights @ stops),
+        # Not a matrix product: autocast would round the colours to bfloat16, which the renderer refuses.
+        sh=rgb_to_sh_dc((weights[..., None] * stops).sum(-2)),
     )
     return rasterize(dots, cameras).rgb.clamp(0, 1)

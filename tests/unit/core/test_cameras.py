@@ -128,3 +128,12 @@ def test_turntable_keeps_its_elevation_and_equal_steps() -> None:
     azimuth = torch.atan2(directions[:, 1], directions[:, 0])
     step: Tensor = (azimuth.roll(-1) - azimuth) % (2 * math.pi)
     torch.testing.assert_close(step, torch.full((5,), 2 * math.pi / 5))
+
+
+def test_projection_is_exact_under_autocast() -> None:
+    cameras = oblique_cameras().to(dtype=torch.float32)
+    points = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    exact = cameras.project(points)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = cameras.project(points)
+    assert all(torch.equal(a, b) for a, b in zip(exact, rounded, strict=True))

@@ -290,3 +290,12 @@ def test_gradients_equal_finite_differences(mode: str) -> None:
 
     assert draw(*inputs)[1].mean() > 0.1
     assert torch.autograd.gradcheck(draw, [tensor.clone().requires_grad_() for tensor in inputs], atol=1e-6)
+
+
+def test_autocast_changes_nothing() -> None:
+    scene, cameras = random_scene().to(dtype=torch.float32), two_cameras().to(dtype=torch.float32)
+    exact = rasterize(scene, cameras)
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = rasterize(scene, cameras)
+    assert torch.equal(drawn.rgb, exact.rgb)
+    assert torch.equal(drawn.depth, exact.depth)
