@@ -41,6 +41,8 @@ def l1(images: Tensor, targets: Tensor) -> Tensor:
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
     """Structural similarity with the 11 x 11 Gaussian window of standard deviation 1.5, for a data range of 1.
 
+    Autocast is switched off inside: variances are differences of means, of which bfloat16 leaves nothing.
+
     Args:
         images: [..., 3, H, W] in [0, 1], sides of 6 px or more; borders are reflected.
         targets: the same shape.
@@ -56,9 +58,10 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     _check(images, targets)
     if min(images.shape[-2:]) < 6:
         raise ValueError(f"ssim: expected sides of 6 px or more for the 11 px window, got {list(images.shape[-2:])}")
-    values: Any = structural_similarity_index_measure(
-        images.flatten(0, -4), targets.flatten(0, -4), data_range=1.0, reduction="none"
-    )
+    with torch.autocast(images.device.type, enabled=False):
+        values: Any = structural_similarity_index_measure(
+            images.flatten(0, -4), targets.flatten(0, -4), data_range=1.0, reduction="none"
+        )
     return values.reshape(images.shape[:-3])
 
 

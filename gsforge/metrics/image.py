@@ -26,6 +26,8 @@ def psnr(images: Tensor, targets: Tensor) -> Tensor:
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
     """Structural similarity of every view (11 x 11 Gaussian window), averaged over the views of an object.
 
+    Autocast is switched off inside: variances are differences of means, of which bfloat16 leaves nothing.
+
     Args:
         images: [B, V, 3, H, W] in [0, 1].
         targets: the same shape.
@@ -33,9 +35,10 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     Returns:
         [B] values, 1 for equal images.
     """
-    values: Any = structural_similarity_index_measure(
-        images.flatten(0, 1), targets.flatten(0, 1), data_range=1.0, reduction="none"
-    )
+    with torch.autocast(images.device.type, enabled=False):
+        values: Any = structural_similarity_index_measure(
+            images.flatten(0, 1), targets.flatten(0, 1), data_range=1.0, reduction="none"
+        )
     return values.unflatten(0, images.shape[:2]).mean(1)
 
 

@@ -107,3 +107,10 @@ def test_missing_or_wrong_weights_are_named(tmp_path: Path, monkeypatch: pytest.
     save_file({"conv.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"expected torchvision's vgg16.*conv\.weight"):
         PerceptualLoss(tmp_path / "other.safetensors")
+
+
+def test_ssim_is_exact_under_autocast() -> None:
+    x, y = (images.float() for images in pair(1, 3, 16, 16))
+    exact = ssim(x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ssim(x, y), exact)

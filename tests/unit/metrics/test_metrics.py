@@ -62,3 +62,11 @@ def test_chamfer_is_a_length() -> None:
         chamfer_distance(a, b[:, :0])
     with pytest.raises(ValueError, match=r"expected \[B, N, 3\]"):
         chamfer_distance(a[0], b[0])
+
+
+def test_image_metrics_are_exact_under_autocast() -> None:
+    targets = torch.rand(1, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    exact = image_metrics(targets * 0.9, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = image_metrics(targets * 0.9, targets)
+    assert all(torch.equal(rounded[name], exact[name]) for name in exact)
