@@ -40,14 +40,14 @@ class FeatureExtractor(FrozenModule):
             images: [N, 3, H, W] sRGB in [0, 1], composited on black.
 
         Returns:
-            [N, channels, h, w] maps that cover the images.
+            [N, channels, h, w] maps that cover the images, in their precision whatever that of autocast.
 
         Raises:
             ValueError: if the images have another shape.
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images: expected shape [N, 3, H, W], got {list(images.shape)}; merge batch and views")
-        return self._extract(images)
+        return self._extract(images).to(images.dtype)
 
     def _extract(self, images: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} is an interface: construct one of its sub-classes")
@@ -92,7 +92,9 @@ class FilterBankFeatures(FeatureExtractor):
         height, width = images.shape[-2:]
         if height % self.stride or width % self.stride:
             raise ValueError(f"images of {width}x{height} px: both sides must be multiples of the stride {self.stride}")
-        responses = torch.cat([self._responses(images, scale) for scale in self.scales], dim=1)
+        # Derivatives are small differences of colours, and half precision would round them away.
+        with torch.autocast(images.device.type, enabled=False):
+            responses = torch.cat([self._responses(images, scale) for scale in self.scales], dim=1)
         return avg_pool2d(responses, self.stride)
 
     def _responses(self, images: Tensor, scale: float) -> Tensor:

@@ -239,3 +239,12 @@ def test_projection_ignores_views_that_miss_the_point() -> None:
     assert features[0, 0, 2] == 1.0  # too close to camera 0 to be inside its image
     assert torch.equal(features[0, 1], torch.zeros(3, dtype=torch.float64))  # above both images
     assert torch.isfinite(features).all()  # a point at the centre of a camera
+
+
+def test_features_keep_their_precision_under_autocast(tiny_vit: tuple[str, nn.Module]) -> None:
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    bank, network = FilterBankFeatures(scales=[1.0, 4.0]), TimmFeatures(tiny_vit[0], image_size=32)
+    exact = bank(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(bank(images), exact)
+        assert network(images).dtype == torch.float32
