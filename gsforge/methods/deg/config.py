@@ -90,7 +90,7 @@ class LossWeights:
         kl: divergence of the latent posterior from a standard normal.
         l1: mean absolute error of colour.
         ssim: 1 - SSIM.
-        lpips: LPIPS-VGG; needs `lpips_weights`.
+        lpips: LPIPS-VGG; needs the module's `vgg_weights`.
         volume: mean product of the three scales.
         opacity: 1 - mean opacity.
         sphere: centred and non-overlapping local expansions.

@@ -55,6 +55,7 @@ class AttributeDecoder(nn.Module):
     """Decode each anchor to K Gaussians; anchors attend to each other, so attributes adapt to how many there are."""
 
     hammersley_logits: Tensor
+    identity: Tensor
 
     def __init__(self, config: NetworkConfig) -> None:
         """Build the decoder; untrained, it returns K small grey Gaussians spread around each anchor."""
@@ -72,6 +73,7 @@ class AttributeDecoder(nn.Module):
         # t_k in (-2/3, 2/3)^3; its atanh is what the network's zero output stands for.
         spread = (2 * hammersley(self.per_anchor, 3) - 1) / 1.5
         self.register_buffer("hammersley_logits", spread.atanh().float(), persistent=False)
+        self.register_buffer("identity", torch.tensor([1.0, 0.0, 0.0, 0.0]), persistent=False)
 
     def forward(self, anchors: Tensor, z_BMZ: Tensor) -> Expansion:
         """Decode anchors.
@@ -111,10 +113,9 @@ class AttributeDecoder(nn.Module):
         radius = softplus(spread + inverse_softplus(config.expansion))
         offsets = 0.75 * torch.tanh(offset + self.hammersley_logits) * radius
         scales = softplus(scale + inverse_softplus(config.initial_scale))
-        identity = torch.tensor([1.0, 0.0, 0.0, 0.0], device=raw.device)
         gaussians = Gaussians(
             means=(anchors[:, :, None] - 0.5 + offsets).flatten(1, 2),
-            quats=normalize(0.1 * rotation + identity, dim=-1).flatten(1, 2),
+            quats=normalize(0.1 * rotation + self.identity, dim=-1).flatten(1, 2),
             scales=(scales.square() + config.minimum_scale**2).sqrt().flatten(1, 2),
             opacities=torch.sigmoid(
                 opacity.squeeze(-1) + math.log(config.initial_opacity / (1 - config.initial_opacity))

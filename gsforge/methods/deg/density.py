@@ -87,7 +87,8 @@ class OctreeDensity(nn.Module):
         Returns:
             [B, C, 8], float32 whatever the autocast precision.
         """
-        resolution = torch.tensor(2.0 ** (level + 1), device=codes.device)
+        # Filled on the device: copying a number there would wait for it, at every level.
+        resolution = torch.full((), 2.0 ** (level + 1), device=codes.device)
         modulation_6D = self.to_modulation(silu(self.resolution_embedding(resolution))).unflatten(-1, (6, -1))
         h_BCD = self.cell_embedding(cell_centers(codes, level).to(z_BMZ.dtype))
         for block in self.blocks:

@@ -192,8 +192,7 @@ class DeGVAE(LightningModule):
         return random.Random(f"{self.seed}/{self.global_step}").choice(self.sampling.tokens)
 
     def _render(self, gaussians: Gaussians, cameras: Cameras, backgrounds: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, enabled=False):
-            return rasterize(gaussians, cameras, backgrounds=backgrounds, settings=self.render).rgb
+        return rasterize(gaussians, cameras, backgrounds=backgrounds, settings=self.render).rgb
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and step-wise schedule from the configuration."""
@@ -211,7 +210,8 @@ class DeGVAE(LightningModule):
         """Reconstruct objects: Gaussians and their renders beside the ground truth of views the encoder did not see."""
         self._check_batch(batch)
         # Random numbers of evaluation depend on the batch alone, never on how far training has come.
-        with torch.random.fork_rng():
+        # This device alone: by default every GPU of the machine would be initialised by every rank.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(batch_idx)
             return self._reconstruct(batch)
 
@@ -249,7 +249,8 @@ class DeGVAE(LightningModule):
             images["render"] = self._render(gaussians, cameras, backgrounds).clamp(0, 1)
             metrics |= image_metrics(images["render"], truth)
             if self.perceptual is not None:
-                metrics["lpips"] = self.perceptual(images["render"], truth).mean(1)
+                with torch.autocast(self.device.type, enabled=False):
+                    metrics["lpips"] = self.perceptual(images["render"], truth).mean(1)
         images["density"] = density_picture(drawn, cameras)
         return Reconstruction(list(batch["key"]), gaussians, images, metrics)
 

@@ -102,6 +102,15 @@ def test_bfloat16_autocast_changes_the_loss_little(stage: str, build: Build, bat
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0)
 
 
+def test_reconstruction_works_under_bfloat16_autocast(build: Build, batch: Batch) -> None:
+    exact = build("appearance").predict_step(batch, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = build("appearance").predict_step(batch, 0)
+    assert rounded.gaussians is not None
+    assert all(images.dtype == torch.float32 for images in rounded.images.values())
+    torch.testing.assert_close(rounded.metrics["psnr"], exact.metrics["psnr"], rtol=0, atol=1.0)
+
+
 def test_the_optimizer_holds_what_is_trained_and_nothing_frozen(build: Build) -> None:
     model = build("appearance", optimizer=torch.optim.SGD)
     trained = [p for group in model.configure_optimizers().param_groups for p in group["params"]]
