@@ -22,7 +22,8 @@ from datamodules.index import Index, ShardEntry, join
 
 
 def _decode_image(content: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(content)) as image:
+    # Pillow goes by content, not by name, and knows formats that start other programs (PostScript).
+    with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as image:
         return np.asarray(image)
 
 

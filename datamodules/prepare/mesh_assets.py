@@ -13,6 +13,8 @@ from trimesh.resolvers import Resolver
 from datamodules.prepare.mesh_types import MeshError
 
 _MAX_TEXTURE_SIDE = 2048
+# Pillow goes by content, not by name, and knows formats that start other programs (PostScript).
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA", "TIFF", "GIF")
 
 
 class MemoryResolver(Resolver):
@@ -84,10 +86,10 @@ def decode_texture(data: bytes, name: str) -> NDArray[np.uint8]:
     """Decode an image to [H, W, 4] sRGB and alpha; one with a side above 2048 is shrunk by a whole factor.
 
     Raises:
-        MeshError: if the image cannot be decoded.
+        MeshError: if the image cannot be decoded, or is of no common format.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             factor = -(-max(image.size) // _MAX_TEXTURE_SIDE)
             rgba = image.convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -259,3 +259,11 @@ def test_http_errors_are_sample_errors(write_numbers, server):
         SampleStore({f"{address}/refused": index}).read(0)
     with pytest.raises(SampleError, match="cannot be read: FileNotFoundError"):
         SampleStore({f"{address}/elsewhere": index}).read(0)
+
+
+def test_postscript_under_a_picture_name_is_refused(tmp_path):
+    """Pillow would hand it to Ghostscript, another program, whatever the member is called."""
+    postscript = image(np.zeros((8, 8, 3), np.uint8), "eps")
+    found = store_of(tmp_path, EncodedSample("k", {"color.png": postscript})).read(0)
+    with pytest.raises(SampleError, match=r"'color\.png' is damaged: UnidentifiedImageError"):
+        found.decode("color.png")
