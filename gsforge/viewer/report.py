@@ -4,6 +4,7 @@ import argparse
 import logging
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -205,8 +206,11 @@ def _thumbnail(path: Path | None) -> str | None:
 
 def _versions() -> list[tuple[str, str]]:
     found = [("gsforge", version("gsforge")), ("python", platform.python_version()), ("torch", torch.__version__)]
+    git = shutil.which("git")
+    if git is None:
+        return found
     result = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+        [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
         capture_output=True,
         text=True,
         check=False,

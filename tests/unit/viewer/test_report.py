@@ -225,6 +225,11 @@ def test_main_writes_where_it_is_told(run: Path, tmp_path: Path) -> None:
         main([str(run), "--size", "4"])
 
 
+def test_a_report_needs_no_git(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert "torch" in build_report(run, ReportOptions(angles=0))
+
+
 def test_a_key_cannot_reach_out_of_the_folder(run: Path) -> None:
     write_object(run, "secret")
     content = json.loads((run / "test" / "metrics.json").read_text())
