@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -65,6 +67,12 @@ class RunCLI(LightningCLI):
             default=None,
             help="Checkpoint, or run directory of an earlier stage, whose weights a new run starts from.",
         )
+        parser.add_argument(
+            "--torch_threads",
+            type=PositiveInt | None,
+            default=None,
+            help="Threads of torch on the CPU, for each process; its own choice by default.",
+        )
         parser.add_lightning_class_args(LastCheckpoints, "checkpoint")
         parser.add_lightning_class_args(NonFiniteGuard, "guard")
         parser.add_lightning_class_args(ValidationPictures, "pictures")
@@ -87,6 +95,8 @@ class RunCLI(LightningCLI):
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         if isinstance(config.seed_everything, bool):
             raise ConfigError("seed_everything must be a whole number, so that a resumed run repeats the same steps")
+        if config.torch_threads is not None:
+            torch.set_num_threads(config.torch_threads)
         self.run_directory = RunDirectory(config.run_dir)
         text = run_config_text(self._parser(self.subcommand).dump(config, skip_unset=False))
         attempt = self.run_directory.next_attempt()

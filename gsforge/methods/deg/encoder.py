@@ -126,7 +126,8 @@ class SetEncoder(nn.Module):
             for block, layer in zip(self.blocks, self.appearance_layers, strict=True):
                 x_BMD = block(x_BMD, semantic_BSD, layer, appearance_BSD)
         x_BMD = self.final_norm(x_BMD)
-        return self.to_mean(x_BMD), self.to_log_variance(x_BMD)
+        # Back from the precision of autocast: the latent decides positions, which bfloat16 would blur.
+        return self.to_mean(x_BMD).to(points.dtype), self.to_log_variance(x_BMD).to(points.dtype)
 
 
 def sample_posterior(mean: Tensor, log_variance: Tensor) -> Tensor:
