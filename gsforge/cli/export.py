@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,10 +13,13 @@ from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
 from gsforge.cli.run import RunCLI, quieten
+from gsforge.core.errors import GsforgeError
 from gsforge.core.reconstruction import Reconstruction
 from gsforge.training.errors import ConfigError
 from gsforge.training.evaluation import save_scene
 from gsforge.training.run_directory import RunDirectory
+
+_log = logging.getLogger(__name__)
 
 # The machine that exports is rarely the one that trained.
 _THIS_MACHINE = {
@@ -105,11 +109,20 @@ def _batch_with(datamodule: LightningDataModule, key: str | None) -> dict[str, A
 
 
 def _batches(datamodule: LightningDataModule) -> Iterator[dict[str, Any]]:
+    """Batches of all sets but those that are absent: a run may have none to test on, or have left it elsewhere."""
     datamodule.prepare_data()
-    for stage, loader in _SPLITS:
-        if is_overridden(loader, datamodule, LightningDataModule):
+    problems: dict[str, str] = {}
+    offered = [(stage, loader) for stage, loader in _SPLITS if is_overridden(loader, datamodule, LightningDataModule)]
+    for stage, loader in offered:
+        try:
             datamodule.setup(stage)
-            yield from getattr(datamodule, loader)()
+        except GsforgeError as error:
+            problems[stage] = str(error)
+            _log.info("no set to %s: %s", stage, error)
+            continue
+        yield from getattr(datamodule, loader)()
+    if len(problems) == len(offered):
+        raise ConfigError(f"none of the run's sets can be read: {'; '.join(dict.fromkeys(problems.values()))}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gsforge.core.ply import load_ply
 from gsforge.training.config import config_difference
+from gsforge.training.errors import ConfigError
 from gsforge.training.loggers import wandb_run_id
 from gsforge.training.media import file_name, picture_strip
 from gsforge.training.run_directory import RunDirectory
@@ -86,6 +87,28 @@ def test_export_says_what_is_missing(trained: Path, tmp_path: Path, capfd: pytes
     assert "closest: ['test_3'" in capfd.readouterr().err
     assert main(["export", str(tmp_path / "no_run"), "--ply", str(tmp_path / "a.ply")]) == 1
     assert "no run directory" in capfd.readouterr().err
+
+
+def test_export_takes_the_sets_that_are_there(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    import tiny
+
+    from gsforge.cli import main
+
+    absent = {"predict", "test"}
+
+    def setup(self: Any, stage: str) -> None:
+        if stage in absent:
+            raise ConfigError("no test set was given")
+
+    monkeypatch.setattr(tiny.TinyData, "setup", setup)
+    ply = tmp_path / "a.ply"
+    assert main(["export", str(trained), "--ply", str(ply)]) == 0
+    assert "of val_0" in capfd.readouterr().out
+    absent.add("validate")
+    assert main(["export", str(trained), "--ply", str(ply)]) == 1
+    assert "none of the run's sets can be read: no test set was given" in capfd.readouterr().err
 
 
 def test_evaluation_without_a_checkpoint_says_what_to_run(gsforge: Any, capfd: pytest.CaptureFixture) -> None:
