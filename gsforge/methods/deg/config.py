@@ -53,7 +53,14 @@ class NetworkConfig:
             raise ValueError(f"network.heads: {self.heads} does not divide network.width {self.width}")
         if not 1 <= self.octree_depth <= 20:
             raise ValueError(f"network.octree_depth: expected 1 to 20 (codes are 64-bit), got {self.octree_depth}")
-        if not self.minimum_scale < self.initial_scale:
+        if min(self.latent_channels, self.encoder_blocks, self.density_blocks, self.decoder_blocks) < 1:
+            raise ValueError("network: latent_channels and the numbers of blocks must be at least 1")
+        if self.gaussians_per_anchor < 1 or self.expansion <= 0 or not 0 < self.initial_opacity < 1:
+            raise ValueError(
+                "network: expected gaussians_per_anchor >= 1, expansion > 0 and 0 < initial_opacity < 1, got "
+                f"{self.gaussians_per_anchor}, {self.expansion} and {self.initial_opacity}"
+            )
+        if not 0 <= self.minimum_scale < self.initial_scale:
             raise ValueError(
                 f"network.initial_scale {self.initial_scale} must exceed network.minimum_scale {self.minimum_scale}"
             )
@@ -79,6 +86,15 @@ class SamplingConfig:
     anchors: int = 2048
     feature_views: int = 4
     check_visibility: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that leave nothing to compute."""
+        counts = (self.context_points, self.target_points, self.anchors, self.feature_views, *self.tokens)
+        if not self.tokens or min(counts) < 1:
+            raise ValueError(
+                "sampling: expected context_points, target_points, anchors and feature_views of at least 1, and one or "
+                f"more tokens of at least 1, got {counts[:4]} and {self.tokens}"
+            )
 
 
 @dataclass
