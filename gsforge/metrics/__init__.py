@@ -1,1 +1,1 @@
-"""Evaluation metrics as `torchmetrics.Metric` classes."""
+"""Evaluation metrics: pure functions of a batch, with one value for each object."""

@@ -61,7 +61,7 @@ class NonFiniteGuard(Callback):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         loss = torch.stack(self._losses).sum()
         norm = _gradient_norm(trainer, parameters)
-        # The one wait for the device in a step: whether to update must be known before updating.
+        # A wait for the device in every step: whether to update must be known before updating.
         bad = trainer.strategy.reduce_boolean_decision(not bool(torch.isfinite(loss + norm)), all=False)
         if not bad:
             self.in_a_row = 0
