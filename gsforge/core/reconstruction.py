@@ -6,6 +6,9 @@ from torch import Tensor
 
 from gsforge.core.gaussians import Gaussians
 
+BASELINE = "_baseline"
+"""Ending of a metric's name that marks what a trivial method would score."""
+
 
 @dataclass(frozen=True)
 class Reconstruction:

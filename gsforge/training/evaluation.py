@@ -12,13 +12,11 @@ from rich.table import Table
 
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.ply import save_ply
-from gsforge.core.reconstruction import Reconstruction
+from gsforge.core.reconstruction import BASELINE, Reconstruction
 from gsforge.training.checkpoints import step_of
 from gsforge.training.errors import ConfigError
 from gsforge.training.media import file_name, picture_strip, write_strips
 from gsforge.training.run_directory import RunDirectory
-
-_BASELINE = "_baseline"
 
 
 class ResultWriter(Callback):
@@ -140,8 +138,8 @@ def metrics_table(means: dict[str, float], objects: int) -> Table:
     table.add_column("model", justify="right")
     table.add_column("baseline", justify="right")
     for name, value in means.items():
-        if not name.endswith(_BASELINE):
-            baseline = means.get(name + _BASELINE)
+        if not name.endswith(BASELINE):
+            baseline = means.get(name + BASELINE)
             table.add_row(name, f"{value:.4f}", "" if baseline is None else f"{baseline:.4f}")
     return table
 

@@ -4,11 +4,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gsforge.core.reconstruction import BASELINE
 from gsforge.viewer.run_data import Curves, Point
 from gsforge.viewer.text import metric_label
 
 _MAX_POINTS = 500
-_BASELINE = "_baseline"
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ def chart_groups(curves: Curves) -> list[ChartGroup]:
             losses.setdefault(quantity, []).append(Series("training", "training", thinned(points)))
         elif prefix != "val":
             other[name.replace("/", " · ")] = [Series(name, "training", thinned(points))]
-        elif quantity.endswith(_BASELINE):
-            quality.setdefault(quantity.removesuffix(_BASELINE), []).append(
+        elif quantity.endswith(BASELINE):
+            quality.setdefault(quantity.removesuffix(BASELINE), []).append(
                 Series("baseline", "baseline", thinned(points))
             )
         else:
             # A loss term and a validation metric may share a name and yet differ: 1 - SSIM and SSIM.
-            shared = quantity in trained and f"{name}{_BASELINE}" not in curves.values
+            shared = quantity in trained and f"{name}{BASELINE}" not in curves.values
             charts = losses if shared else quality
             charts.setdefault(quantity, []).append(Series("validation", "validation", thinned(points)))
     groups = [

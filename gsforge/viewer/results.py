@@ -5,10 +5,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from gsforge.core.reconstruction import BASELINE
 from gsforge.training.run_directory import RunDirectory
 from gsforge.viewer.text import metric_label, number
 
-_BASELINE = "_baseline"
 _HIGHER_IS_BETTER = ("psnr", "ssim", "iou", "accuracy", "precision", "recall", "f_score", "clip")
 _LOWER_IS_BETTER = ("lpips", "chamfer", "loss", "l1", "mse", "rmse", "error", "fid", "kid")
 
@@ -130,7 +130,7 @@ def read_test(run: RunDirectory) -> TestResult | None:
         leading = rows[0]
         keys.sort(key=lambda key: -leading.objects.get(key, -math.inf) * (leading.direction or 1))
     baselines = {
-        key: {name.removesuffix(_BASELINE): value for name, value in metrics.items() if name.endswith(_BASELINE)}
+        key: {name.removesuffix(BASELINE): value for name, value in metrics.items() if name.endswith(BASELINE)}
         for key, metrics in objects.items()
     }
     return TestResult(step, seconds, rows, keys, baselines)
@@ -145,12 +145,12 @@ def _metric_rows(means: dict[str, float], objects: dict[str, dict[str, float]]) 
         MetricRow(
             name,
             value,
-            means.get(name + _BASELINE),
+            means.get(name + BASELINE),
             direction(name),
             {key: metrics[name] for key, metrics in objects.items() if name in metrics},
         )
         for name, value in means.items()
-        if not name.endswith(_BASELINE)
+        if not name.endswith(BASELINE)
     ]
     order = {name: rank for rank, name in enumerate((*_HIGHER_IS_BETTER, *_LOWER_IS_BETTER))}
     return sorted(rows, key=lambda row: (row.baseline is None, order.get(row.name, len(order)), row.name))

@@ -1,7 +1,6 @@
 """Reads a run directory for the report: curves, configuration and the lists of pictures."""
 
 import csv
-import difflib
 import math
 import re
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from gsforge.training.config import config_difference
 from gsforge.training.run_directory import RunDirectory
 
 Point = tuple[int, float]
@@ -97,7 +97,7 @@ class RunConfiguration:
     Attributes:
         text: newest YAML file, as it stands.
         content: the same, parsed.
-        changes: attempt -> changed lines against the attempt before.
+        changes: attempt -> changed lines against the attempt before, each under its full key.
     """
 
     text: str
@@ -117,20 +117,22 @@ def read_configuration(run: RunDirectory) -> RunConfiguration:
 
     Raises:
         FileNotFoundError: if there is none: then the folder is no run.
-        ValueError: if the newest is not YAML.
+        ValueError: if one is not YAML.
     """
-    newest = run.config()
-    texts = {number: path.read_text(encoding="utf-8") for number, path in run.configs().items()}
+    run.config()
+    paths = run.configs()
+    texts = {number: path.read_text(encoding="utf-8") for number, path in paths.items()}
+    contents = [_parsed(paths[number], text) for number, text in texts.items()]
+    changes = {after: config_difference(texts[before], texts[after]).splitlines() for before, after in pairwise(texts)}
+    return RunConfiguration(texts[max(texts)], contents[-1], changes)
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(texts[max(texts)])
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{newest}: not a YAML file: {error}") from error
-    numbers = list(texts)
-    changes = {}
-    for before, after in pairwise(numbers):
-        lines = difflib.unified_diff(texts[before].splitlines(), texts[after].splitlines(), lineterm="", n=0)
-        changes[after] = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
-    return RunConfiguration(texts[max(texts)], content if isinstance(content, dict) else {}, changes)
+        raise ValueError(f"{path}: not a YAML file: {error}") from error
+    return content if isinstance(content, dict) else {}
 
 
 def pictures_of(folder: Path, key: str) -> dict[str, Path]:

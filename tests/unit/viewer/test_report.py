@@ -225,6 +225,11 @@ def test_main_writes_where_it_is_told(run: Path, tmp_path: Path) -> None:
         main([str(run), "--size", "4"])
 
 
+def test_changes_of_the_configuration_name_the_full_key(run: Path) -> None:
+    changes = read_configuration(RunDirectory(run)).changes
+    assert changes == {2: ["-trainer.max_steps: 100", "+trainer.max_steps: 200"]}
+
+
 def test_a_report_needs_no_git(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert "torch" in build_report(run, ReportOptions(angles=0))
