@@ -73,12 +73,26 @@ class ShardDataModule(LightningDataModule, ABC):
     def assembler(self, store: SampleStore, training: bool) -> Assemble:
         """What makes tensors of the files of a set; must be picklable.
 
+        Args:
+            store: the set.
+            training: whether samples are drawn at random, or chosen by rule.
+
+        Returns:
+            A function of a sample's files.
+
         Raises:
             DataError: if the set cannot give what was asked for.
         """
 
     def setup(self, stage: str) -> None:
-        """Read the indices of the sets that the stage needs."""
+        """Read the indices of the sets that the stage needs.
+
+        Args:
+            stage: fit, validate, test or predict.
+
+        Raises:
+            DataError: if a set was not given, or its index cannot be used.
+        """
         names = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
         for name in names:
             if name not in self._sets:

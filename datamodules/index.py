@@ -58,6 +58,12 @@ class ShardEntry:
     def from_json(cls, value: dict[str, Any]) -> "ShardEntry":
         """Read and validate one shard's entry.
 
+        Args:
+            value: what `to_json` gave.
+
+        Returns:
+            The entry.
+
         Raises:
             ValueError: if the file name points outside the folder, or a sample lies outside the file.
             KeyError: if a field is missing.
@@ -91,12 +97,25 @@ class Index:
 
 
 def join(folder: str, name: str) -> str:
-    """Path or address of a file in a local or remote folder."""
+    """Name a file in a folder.
+
+    Args:
+        folder: local path or address.
+        name: name of the file.
+
+    Returns:
+        Its path or address.
+    """
     return f"{folder.rstrip('/')}/{name}"
 
 
 def write_index(folder: Path, index: Index) -> None:
-    """Write `index.json` in one step: a reader sees the former file or this one, never a part."""
+    """Write `index.json` in one step: a reader sees the former file or this one, never a part.
+
+    Args:
+        folder: local folder of the set.
+        index: what to write.
+    """
     content = {"schema": SCHEMA, "kind": index.kind, "shards": [shard.to_json() for shard in index.shards]}
     with atomic_file(folder / INDEX_NAME) as stream:
         stream.write(json.dumps(content).encode())

@@ -137,14 +137,28 @@ class EvaluationSampler(DistributedSampler[int]):
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Stack samples to a batch: tensors along a new first axis, strings to a list, reports to one list."""
+    """Stack training samples to a batch.
+
+    Args:
+        samples: of equal members and shapes.
+
+    Returns:
+        Tensors stacked along a new first axis, strings as a list, reports as one list.
+    """
     reports = [report for sample in samples for report in sample.get(_UNREADABLE, ())]
     stacked = [{name: value for name, value in sample.items() if name != _UNREADABLE} for sample in samples]
     return default_collate(stacked) | {_UNREADABLE: reports}
 
 
 def collate_evaluation(samples: Sequence[Sample]) -> Sample:
-    """As `collate`, for samples without reports."""
+    """Stack evaluation samples to a batch.
+
+    Args:
+        samples: of equal members and shapes, without reports.
+
+    Returns:
+        Tensors stacked along a new first axis, strings as a list.
+    """
     return default_collate(list(samples))
 
 

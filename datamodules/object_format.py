@@ -39,6 +39,12 @@ class ObjectRecord:
     def read(cls, members: Members) -> "ObjectRecord":
         """Read an object's record.
 
+        Args:
+            members: files of the object.
+
+        Returns:
+            The record.
+
         Raises:
             SampleError: if it is of another version or incomplete, or its cameras are not finite.
         """
@@ -120,6 +126,10 @@ def _image(members: Members, name: str, shape: tuple[int, ...], dtype: type) -> 
 
 def read_points(members: Members, record: ObjectRecord) -> dict[str, np.ndarray]:
     """Decode the surface points of an object.
+
+    Args:
+        members: files of the object.
+        record: its record.
 
     Returns:
         points [N, 3] float32, point_normals [N, 3] float16, point_colors [N, 3] uint8.

@@ -62,6 +62,10 @@ class ObjectAssembler:
     def check(self, record: ObjectRecord, members: Members) -> None:
         """Whether an object can give what is asked for.
 
+        Args:
+            record: the object's record.
+            members: its files, for the message.
+
         Raises:
             SampleError: if it cannot; says what it has.
         """
@@ -80,6 +84,13 @@ def shrink(view: dict[str, Tensor], factor: int) -> dict[str, Tensor]:
     """Make the images of a view smaller by a whole factor.
 
     Coverage and covered colour are averaged; depth and normal, which must not mix surfaces, are those of one pixel.
+
+    Args:
+        view: color [3, S, S], alpha [1, S, S], depth [1, S, S] and normal [3, S, S].
+        factor: divides S.
+
+    Returns:
+        The same images with sides S / factor.
     """
     if factor == 1:
         return view
@@ -153,6 +164,13 @@ class ObjectsDataModule(ShardDataModule):
 
     def assembler(self, store: SampleStore, training: bool) -> Assemble:
         """Settings that the first readable object can give.
+
+        Args:
+            store: the set.
+            training: whether views and points are drawn at random, or chosen by rule.
+
+        Returns:
+            The assembler of all its objects.
 
         Raises:
             DataError: if it cannot, or the first objects are all unreadable.

@@ -69,7 +69,13 @@ class Members:
     content: Mapping[str, bytes]
 
     def decode(self, name: str) -> Any:
-        """Decode one member: arrays for images and npy, dictionaries for json, npz and safetensors.
+        """Decode one member.
+
+        Args:
+            name: member name without the key.
+
+        Returns:
+            An array for images and npy, a dictionary for npz and safetensors, plain values for json.
 
         Raises:
             SampleError: if the member is missing or its content is damaged.
@@ -82,7 +88,14 @@ class Members:
             raise self.error(f"member {name!r} is damaged: {type(error).__name__}: {error}") from error
 
     def error(self, reason: str) -> SampleError:
-        """An error about this sample that names it and its shard."""
+        """An error about this sample.
+
+        Args:
+            reason: what is wrong.
+
+        Returns:
+            The error to raise; it names sample and shard.
+        """
         return SampleError(f"sample {self.key!r} of {self.source}: {reason}")
 
 
@@ -93,6 +106,9 @@ def parse_members(key: str, source: str, extent: bytes) -> Members:
         key: name of the sample.
         source: address of the shard, for messages.
         extent: the stretch, from the first header to the end of the last member.
+
+    Returns:
+        The files, not decoded yet.
 
     Raises:
         SampleError: if it is no tar content, a member belongs to another sample, or its format is not in `DECODERS`
@@ -142,7 +158,14 @@ class SampleStore:
         return len(self._keys)
 
     def name(self, index: int) -> str:
-        """Shard and key of a sample, for messages."""
+        """Name a sample in a message.
+
+        Args:
+            index: place in the sequence, 0 <= index < len.
+
+        Returns:
+            Its key and shard.
+        """
         return f"sample {self._keys[index].decode()!r} of {self.addresses[self._shards[index]]}"
 
     def read(self, index: int) -> Members:
@@ -150,6 +173,9 @@ class SampleStore:
 
         Args:
             index: place in the sequence, 0 <= index < len.
+
+        Returns:
+            Its files, not decoded yet.
 
         Raises:
             SampleError: if the bytes cannot be read, are not those that were written, or hold a refused member.

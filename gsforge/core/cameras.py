@@ -44,7 +44,14 @@ class Cameras:
         return -(rotation.mT @ translation[..., None]).squeeze(-1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Cameras":
-        """Apply `function` to both matrices."""
+        """Apply a function to both matrices.
+
+        Args:
+            function: maps [..., C, 4, 4] and [..., C, 3, 3]; what it does to their batch dimensions must be the same.
+
+        Returns:
+            The cameras with its results.
+        """
         return replace(self, world_to_camera=function(self.world_to_camera), intrinsics=function(self.intrinsics))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Cameras":
@@ -52,7 +59,15 @@ class Cameras:
         return self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
 
     def resized(self, width: int, height: int) -> "Cameras":
-        """The same views at another image size; intrinsics scale with it."""
+        """The same views at another image size; intrinsics scale with it.
+
+        Args:
+            width: new image width in pixels.
+            height: new image height in pixels.
+
+        Returns:
+            Cameras with the same extrinsics.
+        """
         scale = torch.tensor([width / self.width, height / self.height, 1.0]).to(self.intrinsics)
         return Cameras(self.world_to_camera, self.intrinsics * scale[:, None], width, height)
 
@@ -140,6 +155,9 @@ def cameras_around(directions: Tensor, radius: float, fov: float, size: int) -> 
         radius: distance of the cameras from the origin.
         fov: field of view, radians.
         size: image side in pixels.
+
+    Returns:
+        C cameras without batch dimension, on the device of `directions`.
     """
     intrinsics = intrinsics_from_fov(fov, size, size).to(directions).expand(len(directions), 3, 3)
     return Cameras(look_at(directions * radius), intrinsics, size, size)

@@ -44,7 +44,14 @@ class Gaussians:
         return math.isqrt(self.sh.shape[-2]) - 1
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Gaussians":
-        """Apply `function` to every attribute tensor."""
+        """Apply a function to every attribute tensor.
+
+        Args:
+            function: what it does to the batch dimensions and N must be the same for all attributes.
+
+        Returns:
+            The Gaussians with its results.
+        """
         return Gaussians(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Gaussians":
@@ -66,6 +73,9 @@ class Gaussians:
 
         Args:
             rotation: [3, 3] rotation matrix.
+
+        Returns:
+            The turned Gaussians.
 
         Raises:
             ValueError: for spherical harmonics of degree > 0, whose coefficients would have to be rotated as well.

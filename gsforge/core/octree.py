@@ -25,7 +25,15 @@ class Cells:
 
 
 def capacity(level: int, points: int) -> int:
-    """Most cells of a level that `points` points can occupy."""
+    """Most cells of a level that a number of points can occupy.
+
+    Args:
+        level: octree level, 0 is the root.
+        points: number of points.
+
+    Returns:
+        The smaller of 8^level and `points`.
+    """
     return min(8**level, points)
 
 
@@ -65,7 +73,15 @@ def cell_corners(codes: Tensor, level: int) -> Tensor:
 
 
 def cell_centers(codes: Tensor, level: int) -> Tensor:
-    """Centres [..., 3] in [0, 1] of the cells with `codes` [...] of `level`, float32."""
+    """Centres of cells.
+
+    Args:
+        codes: [...] int64 codes of one level.
+        level: that level.
+
+    Returns:
+        [..., 3] float32 in [0, 1].
+    """
     return (cell_corners(codes, level) + 0.5) / 2**level
 
 

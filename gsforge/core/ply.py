@@ -67,6 +67,9 @@ class PlyGaussians:
         Args:
             gaussians: one scene, without batch dimension.
 
+        Returns:
+            The numbers to write, on the CPU.
+
         Raises:
             ValueError: if there is a batch dimension.
         """
@@ -105,7 +108,17 @@ def save_ply(path: str | os.PathLike[str], gaussians: Gaussians, up: Literal["z"
 
 
 def load_ply(path: str | os.PathLike[str]) -> Gaussians:
-    """Read one scene; see `read_ply` for what is refused."""
+    """Read one scene.
+
+    Args:
+        path: a binary or text .ply file.
+
+    Returns:
+        Activated Gaussians on the CPU, without batch dimension, in the axes of the file.
+
+    Raises:
+        ValueError: if the file is not a complete .ply file of Gaussians, see `read_ply`.
+    """
     return read_ply(path).activated()
 
 
@@ -153,6 +166,9 @@ def read_ply(path: str | os.PathLike[str]) -> PlyGaussians:
 
     Args:
         path: a binary or text .ply file.
+
+    Returns:
+        All numbers, float32, before activation.
 
     Raises:
         ValueError: if the file is not a complete .ply file of Gaussians; says what is wrong with it.

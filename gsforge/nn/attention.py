@@ -57,10 +57,25 @@ def feed_forward(width: int, ratio: int = 4) -> nn.Sequential:
     Args:
         width: channels in and out.
         ratio: hidden channels / width.
+
+    Returns:
+        The layers, [..., width] -> [..., width].
     """
     return nn.Sequential(nn.Linear(width, ratio * width), nn.GELU(approximate="tanh"), nn.Linear(ratio * width, width))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """AdaLN modulation x * (1 + scale) + shift (arXiv 2212.09748); shapes broadcast."""
+    """Modulate as AdaLN does: x * (1 + scale) + shift.
+
+    Args:
+        x: [..., D] normalised activations.
+        shift: broadcasts against `x`.
+        scale: broadcasts against `x`.
+
+    Returns:
+        [..., D].
+
+    Source:
+        Scalable Diffusion Models with Transformers (arXiv 2212.09748).
+    """
     return torch.addcmul(shift, x, 1 + scale)

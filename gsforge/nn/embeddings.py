@@ -42,7 +42,14 @@ class PointEmbedding(nn.Module):
         return pad(waves, (0, self.width - waves.shape[-1]))
 
     def forward(self, points: Tensor) -> Tensor:
-        """Embed points [..., 3] into [..., width]."""
+        """Embed points.
+
+        Args:
+            points: [..., 3] coordinates, [0, 1] for objects.
+
+        Returns:
+            [..., width].
+        """
         return self.linear(points) + self.sinusoids(points)
 
 
@@ -65,6 +72,13 @@ class ScalarEmbedding(nn.Module):
         self.perceptron = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, values: Tensor) -> Tensor:
-        """Embed scalars [...] into [..., width]."""
+        """Embed scalars.
+
+        Args:
+            values: [...], positive.
+
+        Returns:
+            [..., width].
+        """
         angles = values[..., None] * self.frequencies
         return self.perceptron(torch.cat([angles.cos(), angles.sin()], dim=-1))

@@ -132,7 +132,14 @@ def _check_free_space(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors in nested dictionaries and lists, shared storage counted once."""
+    """Bytes of all tensors in nested dictionaries, lists and tuples.
+
+    Args:
+        value: what is searched.
+
+    Returns:
+        Number of bytes, shared storage counted once.
+    """
     storages: dict[int, int] = {}
     stack = [value]
     while stack:

@@ -125,14 +125,29 @@ def save_scene(path: Path, scene: Gaussians, up: Literal["z", "y"]) -> int:
 
 
 def mean_metrics(objects: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Mean over the objects of every metric they have."""
+    """Mean over the objects of every metric.
+
+    Args:
+        objects: object -> metric -> value; an object may lack a metric.
+
+    Returns:
+        Metric -> mean over the objects that have it.
+    """
     names = sorted({name for metrics in objects.values() for name in metrics})
     values = {name: [metrics[name] for metrics in objects.values() if name in metrics] for name in names}
     return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def metrics_table(means: dict[str, float], objects: int) -> Table:
-    """Table with one row per metric, the model beside its baseline."""
+    """Show mean metrics, the model beside its baseline.
+
+    Args:
+        means: metric -> mean.
+        objects: number of objects, for the title.
+
+    Returns:
+        A table with one row per metric.
+    """
     table = Table(title=f"mean over {objects} objects")
     table.add_column("metric")
     table.add_column("model", justify="right")

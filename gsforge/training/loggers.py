@@ -30,7 +30,14 @@ def place_loggers(configured: Any, run: RunDirectory, session: str) -> Any:
 
 
 def wandb_run_id(run: RunDirectory) -> str:
-    """Run id that is the same whenever the run directory is: its name, made unique by a digest of its full path."""
+    """Run id that is the same whenever the run directory is.
+
+    Args:
+        run: the run's directory.
+
+    Returns:
+        Its name, made unique by a digest of its full path.
+    """
     path = str(run.path.resolve())
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", run.path.name)[:40]
     return f"{name}-{hashlib.sha256(path.encode()).hexdigest()[:10]}"

@@ -57,7 +57,14 @@ def agreed_signal(trainer: "Trainer") -> int | None:
 
 
 def exit_code(signal_number: int) -> int:
-    """Exit code of a run that a signal stopped: 130 for Ctrl-C, 75 ("run me again") for a preemption."""
+    """Exit code of a run that a signal stopped.
+
+    Args:
+        signal_number: the signal.
+
+    Returns:
+        130 for Ctrl-C, 75 ("run me again") for a preemption.
+    """
     return INTERRUPTED if signal_number == signal.SIGINT else PREEMPTED
 
 

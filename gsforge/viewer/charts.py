@@ -107,6 +107,9 @@ def thinned(points: list[Point], most: int = _MAX_POINTS) -> list[Point]:
     Args:
         points: in order of steps.
         most: number of points to keep.
+
+    Returns:
+        At most one point more, each at the last step of those that it stands for.
     """
     size = math.ceil(len(points) / most)
     if size < 2:

@@ -62,6 +62,9 @@ def open_strip(path: Path, max_height: int) -> Image.Image:
         path: a .png file.
         max_height: in pixels.
 
+    Returns:
+        The picture as RGB.
+
     Raises:
         ValueError: if the file is not a picture.
     """
@@ -77,7 +80,14 @@ def open_strip(path: Path, max_height: int) -> Image.Image:
 
 
 def first_view(strip: Image.Image) -> Image.Image:
-    """The leftmost of the square views that stand side by side in a strip."""
+    """Cut the leftmost view out of a strip.
+
+    Args:
+        strip: square views side by side.
+
+    Returns:
+        The first square.
+    """
     side = min(strip.size)
     return strip.crop((0, 0, side, side))
 
@@ -105,6 +115,9 @@ def render_turntable(path: Path, frames: int, size: int, settings: RenderSetting
         frames: number of directions on the circle.
         size: side of a frame in pixels.
         settings: of the image formation.
+
+    Returns:
+        The frames as one sheet.
 
     Raises:
         ValueError: if the file is not a .ply file of Gaussians.

@@ -110,7 +110,13 @@ class TestResult:
 
 
 def read_test(run: RunDirectory) -> TestResult | None:
-    """Read the result of `gsforge test`; None where there is none yet.
+    """Read the result of `gsforge test`.
+
+    Args:
+        run: the run's directory.
+
+    Returns:
+        The result; None where there is none yet.
 
     Raises:
         ValueError: if the file has another content than `gsforge test` writes.
@@ -157,7 +163,14 @@ def _metric_rows(means: dict[str, float], objects: dict[str, dict[str, float]]) 
 
 
 def direction(metric: str) -> int:
-    """1 for a metric of which more is better, -1 where less is, 0 for one that is not known."""
+    """Which values of a metric are better.
+
+    Args:
+        metric: its name, with or without a prefix such as `val/`.
+
+    Returns:
+        1 where more is better, -1 where less is, 0 for a metric that is not known.
+    """
     words = metric.rsplit("/", 1)[-1].lower()
     if any(name in words for name in _HIGHER_IS_BETTER):
         return 1

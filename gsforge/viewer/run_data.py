@@ -49,6 +49,12 @@ def read_curves(run: RunDirectory) -> Curves:
     An attempt that resumed from a checkpoint repeats the steps that the one before had logged after it. Attempts that
     trained nothing (`gsforge validate` and `test` log, too) are left out.
 
+    Args:
+        run: the run's directory.
+
+    Returns:
+        The curves; empty ones where nothing was logged.
+
     Raises:
         ValueError: if a file is no CSV log; says which.
     """
@@ -115,6 +121,12 @@ class RunConfiguration:
 def read_configuration(run: RunDirectory) -> RunConfiguration:
     """Read the configuration files of a run.
 
+    Args:
+        run: the run's directory.
+
+    Returns:
+        The newest configuration, and how it came about.
+
     Raises:
         FileNotFoundError: if there is none: then the folder is no run.
         ValueError: if one is not YAML.
@@ -136,7 +148,15 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
 
 
 def pictures_of(folder: Path, key: str) -> dict[str, Path]:
-    """Pictures `<key>.<name>.png` of one object: name, with spaces, -> file; ground truth and render first."""
+    """Find the pictures `<key>.<name>.png` of one object.
+
+    Args:
+        folder: folder that is searched; folders below it are not.
+        key: name of the object.
+
+    Returns:
+        Name of the picture, with spaces -> file; ground truth and render first.
+    """
     prefix = f"{key}."
     found = {
         path.name[len(prefix) : -len(".png")].replace("_", " "): path
@@ -148,7 +168,14 @@ def pictures_of(folder: Path, key: str) -> dict[str, Path]:
 
 
 def validation_steps(run: RunDirectory) -> dict[int, Path]:
-    """Step -> folder of its validation pictures, in order."""
+    """Find the pictures of all validations.
+
+    Args:
+        run: the run's directory.
+
+    Returns:
+        Step -> folder of its pictures, in order.
+    """
     found = {}
     for folder in run.validation.glob("step_*"):
         if (match := re.fullmatch(r"step_(\d+)", folder.name)) and folder.is_dir():

@@ -6,7 +6,14 @@ _ABBREVIATIONS = ("psnr", "ssim", "lpips", "iou", "miou", "mse", "rmse", "fid", 
 
 
 def metric_label(metric: str) -> str:
-    """Abbreviations in capitals, underscores as spaces."""
+    """Write a metric's name for people.
+
+    Args:
+        metric: its name in the logs.
+
+    Returns:
+        Abbreviations in capitals, underscores as spaces.
+    """
     return " ".join(word.upper() if word in _ABBREVIATIONS else word for word in metric.split("_"))
 
 

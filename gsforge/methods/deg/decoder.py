@@ -17,7 +17,14 @@ CHANNELS = {"offset": 3, "color": 3, "scale": 3, "rotation": 4, "opacity": 1, "s
 
 
 def inverse_softplus(value: float) -> float:
-    """Solve softplus(x) = value for x, value > 0."""
+    """Solve softplus(x) = value.
+
+    Args:
+        value: > 0.
+
+    Returns:
+        x.
+    """
     return value + math.log(-math.expm1(-value))
 
 
@@ -45,7 +52,15 @@ class DecoderBlock(nn.Module):
         self.perceptron = feed_forward(width)
 
     def forward(self, h_BPD: Tensor, z_BMZ: Tensor) -> Tensor:
-        """Refine anchors [B, P, D] by the latent [B, M, Z]."""
+        """Refine anchors by the latent.
+
+        Args:
+            h_BPD: [B, P, D] anchors.
+            z_BMZ: [B, M, Z] latent tokens.
+
+        Returns:
+            [B, P, D].
+        """
         h_BPD = h_BPD + self.self_attention(self.norms[0](h_BPD))
         h_BPD = h_BPD + self.latent_attention(self.norms[1](h_BPD), z_BMZ)
         return h_BPD + self.perceptron(self.norms[2](h_BPD))

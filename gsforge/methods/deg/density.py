@@ -44,7 +44,16 @@ class DensityBlock(nn.Module):
         self.perceptron = feed_forward(width)
 
     def forward(self, h_BCD: Tensor, z_BMZ: Tensor, modulation_6D: Tensor) -> Tensor:
-        """Refine cell queries [B, C, D]; the six rows of `modulation` are shift, scale and gate of the two halves."""
+        """Refine cell queries by the latent.
+
+        Args:
+            h_BCD: [B, C, D] cells.
+            z_BMZ: [B, M, Z] latent tokens.
+            modulation_6D: [6, D] shift, scale and gate of the attention, then of the feed-forward.
+
+        Returns:
+            [B, C, D].
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation_6D.unbind(0)
         width = h_BCD.shape[-1:]
         h_BCD = h_BCD + gate1 * self.attention(modulate(layer_norm(h_BCD, width), shift1, scale1), z_BMZ)

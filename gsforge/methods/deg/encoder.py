@@ -19,7 +19,15 @@ class CrossAttention(nn.Module):
         self.attention = Attention(width, heads, width)
 
     def forward(self, x_BMD: Tensor, context_BSD: Tensor) -> Tensor:
-        """Refine tokens [B, M, D] by a context [B, S, D]."""
+        """Refine tokens by a context.
+
+        Args:
+            x_BMD: [B, M, D] tokens.
+            context_BSD: [B, S, D] feature set.
+
+        Returns:
+            [B, M, D].
+        """
         return x_BMD + self.attention(self.norm(x_BMD), context_BSD)
 
     def silenced(self) -> "CrossAttention":
@@ -44,7 +52,17 @@ class EncoderBlock(nn.Module):
     def forward(
         self, x_BMD: Tensor, semantic_BSD: Tensor, appearance: CrossAttention | None, appearance_BSD: Tensor | None
     ) -> Tensor:
-        """Refine tokens [B, M, D] by the context sets [B, S, D]."""
+        """Refine tokens by the feature sets.
+
+        Args:
+            x_BMD: [B, M, D] tokens.
+            semantic_BSD: [B, S, D] first feature set.
+            appearance: attention to the second set, where the model has it.
+            appearance_BSD: [B, S2, D] second feature set.
+
+        Returns:
+            [B, M, D].
+        """
         x_BMD = x_BMD + self.self_attention(self.self_norm(x_BMD))
         x_BMD = self.semantic(x_BMD, semantic_BSD)
         if appearance is not None and appearance_BSD is not None:
@@ -62,7 +80,15 @@ class FeatureSet(nn.Module):
         self.points = PointEmbedding(config.width, config.embedding_octaves)
 
     def forward(self, points: Tensor, features: Tensor) -> Tensor:
-        """Combine points [B, S, 3] in [0, 1] and features [B, S, channels] into [B, S, width]."""
+        """Combine points and their features.
+
+        Args:
+            points: [B, S, 3] in [0, 1].
+            features: [B, S, channels].
+
+        Returns:
+            [B, S, width].
+        """
         return self.features(features) + self.points(points)
 
 
@@ -131,5 +157,13 @@ class SetEncoder(nn.Module):
 
 
 def sample_posterior(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Draw z ~ N(mean, exp(log_variance)) with the reparametrisation trick; shapes [B, M, C]."""
+    """Draw z ~ N(mean, exp(log_variance)) with the reparametrisation trick.
+
+    Args:
+        mean: [B, M, C].
+        log_variance: [B, M, C].
+
+    Returns:
+        [B, M, C], differentiable to both.
+    """
     return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)

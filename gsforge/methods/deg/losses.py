@@ -15,17 +15,40 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
     Returns:
         Scalar, nats.
+
+    Source:
+        DeG (arXiv 2605.16355), KL term of the VAE.
     """
     return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).mean()
 
 
 def volume(gaussians: Gaussians) -> Tensor:
-    """Mean product of the three scales: keeps Gaussians small. Scalar, cubic object units."""
+    """Mean product of the three scales: keeps Gaussians small.
+
+    Args:
+        gaussians: any batch shape, scales in object units.
+
+    Returns:
+        Scalar, cubic object units.
+
+    Source:
+        DeG (arXiv 2605.16355), volume regulariser.
+    """
     return gaussians.scales.prod(-1).mean()
 
 
 def transparency(gaussians: Gaussians) -> Tensor:
-    """1 - mean opacity: keeps Gaussians solid. Scalar."""
+    """1 - mean opacity: keeps Gaussians solid.
+
+    Args:
+        gaussians: any batch shape.
+
+    Returns:
+        Scalar.
+
+    Source:
+        DeG (arXiv 2605.16355), opacity regulariser.
+    """
     return 1 - gaussians.opacities.mean()
 
 

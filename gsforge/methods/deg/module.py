@@ -152,7 +152,15 @@ class DeGVAE(LightningModule):
     # --- training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step of the stage: loss terms times their weights."""
+        """One step of the stage.
+
+        Args:
+            batch: points [B, Ps, 3], and images, alphas, depths and cameras of V views, of B objects in the world.
+            batch_idx: not used; the step's number seeds its draws.
+
+        Returns:
+            Scalar, the loss terms times their weights.
+        """
         self._check_batch(batch)
         mean, log_variance = self.encode(batch, self._tokens_of_step())
         z_BMZ = sample_posterior(mean, log_variance)
@@ -207,7 +215,15 @@ class DeGVAE(LightningModule):
     # --- evaluation
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Reconstruction:
-        """Reconstruct objects: Gaussians and their renders beside the ground truth of views the encoder did not see."""
+        """Reconstruct objects: Gaussians and their renders beside the ground truth of views the encoder did not see.
+
+        Args:
+            batch: as for training.
+            batch_idx: seeds the draws.
+
+        Returns:
+            Pictures of the views held back, metrics, and Gaussians where the stage has them.
+        """
         self._check_batch(batch)
         # Random numbers of evaluation depend on the batch alone, never on how far training has come.
         # This device alone: by default every GPU of the machine would be initialised by every rank.
