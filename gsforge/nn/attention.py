@@ -44,9 +44,10 @@ class Attention(nn.Module):
             [B, L, width].
         """
         context_BSC = x_BLD if context_BSC is None else context_BSC
-        q = self.norm_q(self.to_q(x_BLD).unflatten(-1, (self.heads, -1)))
+        q = self.to_q(x_BLD).unflatten(-1, (self.heads, -1))
         k, v = self.to_kv(context_BSC).unflatten(-1, (2, self.heads, -1)).unbind(-3)
-        k = self.norm_k(k)
+        # Under autocast back to the precision of the weights: torch has no fused kernel for a mixture of the two.
+        q, k = self.norm_q(q.to(self.norm_q.weight.dtype)), self.norm_k(k.to(self.norm_k.weight.dtype))
         out = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.to_out(out.transpose(1, 2).flatten(-2))
 

@@ -81,3 +81,12 @@ def test_modulation_scales_and_shifts_channels() -> None:
     x, shift, scale = random(2, 5, 3), random(3, seed=1), random(3, seed=2)
     torch.testing.assert_close(modulate(x, shift, scale), x * (1 + scale) + shift)
     assert torch.equal(modulate(x, torch.zeros(3).double(), torch.zeros(3).double()), x)
+
+
+@pytest.mark.filterwarnings("error")
+def test_normalisation_keeps_its_fused_kernel_under_autocast() -> None:
+    torch.manual_seed(0)
+    layer, x = Attention(12, heads=3), random(1, 5, 12).float()
+    exact = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer(x).float(), exact, rtol=0.02, atol=0.02)
