@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from datamodules.errors import DataError
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
@@ -20,6 +22,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     Yields:
         A binary stream; its `name` is the hidden file.
+
+    Raises:
+        DataError: if the disk is full or cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
@@ -28,10 +33,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}: {error.strerror or error}. No part of it was left, finished shards are kept. "
+            "Free some space, then run the same command again."
+        ) from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

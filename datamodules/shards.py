@@ -43,17 +43,11 @@ def write_shard(path: Path, samples: Iterable[EncodedSample]) -> ShardEntry | No
         DataError: if the disk is full or cannot be written; nothing is left under the final name.
         ValueError: if a key cannot be used.
     """
-    try:
-        with contextlib.suppress(_EmptyShardError), atomic_file(path) as stream:
-            if _write_tar(stream, samples) == 0:
-                raise _EmptyShardError
-            stream.flush()
-            return describe_shard(Path(stream.name), path.name)
-    except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror or error}. No part of it was left, finished shards are kept. "
-            "Free some space, then run the same command again."
-        ) from error
+    with contextlib.suppress(_EmptyShardError), atomic_file(path) as stream:
+        if _write_tar(stream, samples) == 0:
+            raise _EmptyShardError
+        stream.flush()
+        return describe_shard(Path(stream.name), path.name)
     return None
 
 

@@ -39,7 +39,7 @@ def check_header(header: dict[str, Any], max_faces: int) -> None:
     if faces == 0:
         raise MeshError("the file has no triangles")
     if faces > max_faces:
-        raise MeshError(f"has {faces} faces, more than the {max_faces} allowed; simplify it or raise max_faces")
+        raise MeshError(f"has {faces} faces, more than the {max_faces} allowed; simplify it first")
 
 
 def simplified_header(header: dict[str, Any]) -> dict[str, Any]:

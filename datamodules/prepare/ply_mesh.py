@@ -58,5 +58,5 @@ def _check_header(head: bytes, max_faces: int) -> str:
         raise MeshError("the file has no faces; point clouds are not meshes")
     if counts["face"] > max_faces or counts.get("vertex", 0) > 3 * max_faces:
         raise MeshError(f"has {counts['face']} faces and {counts.get('vertex', 0)} vertices, "
-                        f"more than the {max_faces} faces allowed; simplify it or raise max_faces")  # fmt: skip
+                        f"more than the {max_faces} faces allowed; simplify it first")  # fmt: skip
     return texture

@@ -140,8 +140,11 @@ def write_set(
         bar = progress.add_task(plan.kind, total=total)
         for number in todo:
             shard, failures = _write_one(plan, number, pool, lambda: progress.advance(bar))
+            for failure in failures:
+                reason = failure["reason"].removeprefix(f"{Path(failure['source']).name}: ")
+                console.print(f"left out {failure['source']}: {reason}", style="yellow")
             made = len(shard.samples) if shard else 0
-            console.print(f"shard {number + 1} of {plan.shards}: {made} {plan.kind}, {failures} failed")
+            console.print(f"shard {number + 1} of {plan.shards}: {made} {plan.kind}, {len(failures)} failed")
     return finish(plan)
 
 
@@ -184,7 +187,8 @@ def _finished(plan: SetPlan, number: int) -> dict[str, Any] | None:
 
 def _write_one(
     plan: SetPlan, number: int, pool: Pool[Source, EncodedSample], advance: Callable[[], None]
-) -> tuple[ShardEntry | None, int]:
+) -> tuple[ShardEntry | None, list[dict[str, str]]]:
+    """Make one shard; returns its index entry, if any source could be used, and what could not."""
     failures: list[dict[str, str]] = []
 
     def samples() -> Iterator[EncodedSample]:
@@ -203,7 +207,7 @@ def _write_one(
     manifest = {"shard": shard.to_json() if shard else None, "failures": failures}
     with atomic_file(plan.manifest(number)) as stream:
         stream.write(json.dumps(manifest).encode())
-    return shard, len(failures)
+    return shard, failures
 
 
 def finish(plan: SetPlan) -> SetSummary:

@@ -56,7 +56,7 @@ def _scan(path: Path, max_faces: int) -> list[str]:
             elif line.startswith(b"mtllib"):
                 libraries.append(line[6:].decode(errors="replace").strip())
             if faces > max_faces or vertices > 3 * max_faces:
-                raise MeshError(f"has more than the {max_faces} faces allowed; simplify it or raise max_faces")
+                raise MeshError(f"has more than the {max_faces} faces allowed; simplify it first")
     if faces == 0:
         raise MeshError("the file has no triangles")
     return libraries

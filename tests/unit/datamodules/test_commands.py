@@ -42,7 +42,9 @@ def test_prepare_a_folder_with_a_broken_mesh(tmp_path, capsys):
     (tmp_path / "broken.glb").write_bytes(b"no mesh")
     out = tmp_path / "set"
     assert main(["prepare", "objects", "--meshes", str(tmp_path), "--out", str(out), "--workers", "0", *SMALL]) == 0
-    assert "1 sources could not be used" in capsys.readouterr().out.replace("\n", " ")
+    shown = capsys.readouterr().out
+    assert "left out broken.glb: cannot be parsed" in shown
+    assert "1 sources could not be used" in shown.replace("\n", " ")
     assert [sample.key for shard in read_index(str(out)).shards for sample in shard.samples] == ["ball", "box"]
     assert '"broken.glb"' in (out / "failures.jsonl").read_text()
     assert main(["check", str(out)]) == 0

@@ -1,4 +1,5 @@
 import json
+import resource
 import sys
 import textwrap
 from dataclasses import replace
@@ -68,6 +69,28 @@ def test_a_stopped_run_continues_without_doing_anything_twice(tmp_path, stop_at)
     made.clear()
     assert write(plan, noted).complete
     assert made == []
+
+
+def test_a_full_disk_costs_the_shard_in_hand_alone(tmp_path):
+    def wordy(source):
+        if source.number == 5:
+            raise ValueError("five is not liked" * 2000)
+        return double(source)
+
+    write(plan_in(tmp_path / "whole"), wordy)
+    plan = plan_in(tmp_path / "set")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # room for the second shard, not for its manifest
+    try:
+        with pytest.raises(DataError, match=r"cannot write .*shard-000001\.json: File too large.* run the same"):
+            write(plan, wordy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(plan.out.rglob("*.tmp"))
+    kept = (plan.out / "shard-000000.tar").stat().st_mtime_ns
+    assert write(plan, wordy).complete
+    assert (plan.out / "shard-000000.tar").stat().st_mtime_ns == kept
+    assert files(plan.out) == files(tmp_path / "whole")
 
 
 def test_a_shard_without_a_manifest_or_of_another_size_is_made_again(tmp_path):
