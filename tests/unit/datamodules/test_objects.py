@@ -183,6 +183,13 @@ def set_nan(content, record):
     record["world_to_camera"][2][0][3] = float("nan")
 
 
+def drop_views(content, record):
+    """An object that is whole, but has only two views."""
+    record.update(views=2)
+    for name in ("world_to_camera", "intrinsics"):
+        record[name] = record[name][:2]
+
+
 BROKEN = {
     "another version": (lambda c, r: r.update(schema=2), "record has schema 2"),
     "no views": (lambda c, r: r.pop("views"), "record is incomplete: KeyError"),
@@ -203,6 +210,7 @@ BROKEN = {
         lambda c, r: c.update({f"depth.{i:03d}.png": png(np.zeros((32, 32), np.uint8)) for i in range(6)}),
         "expected uint16",
     ),
+    "few views": (drop_views, "has 2 views, 3 are asked for"),
     "few points": (lambda c, r: r.update(points=100), "has 100 surface points"),
     "shape": (lambda c, r: c.update({"points.npy": npy(np.zeros((1024, 2), np.float32))}), r"points\.npy is float32"),
     "nan points": (lambda c, r: c.update({"points.npy": npy(np.full((1024, 3), np.nan, np.float32))}), "holds NaN"),

@@ -1,5 +1,6 @@
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -225,3 +226,47 @@ def test_gltf_counts_are_checked_before_data_is_read(textured_quad):
     path.write_text(json.dumps(header))
     with pytest.raises(MeshError, match="10000000 faces"):
         load_mesh(path)
+
+
+def write_huge_ply(path: Path) -> None:
+    head = "ply\nformat binary_little_endian 1.0\nelement vertex 5000000\n"
+    head += "".join(f"property float {axis}\n" for axis in "xyz")
+    path.write_bytes(f"{head}element face 10000000\nproperty list uchar int vertex_indices\nend_header\n".encode())
+    with path.open("r+b") as file:
+        file.truncate(12 * 5_000_000 + 13 * 10_000_000)  # a hole: takes no room on the disk
+
+
+def write_huge_glb(path: Path) -> None:
+    accessors = [
+        {"bufferView": 0, "componentType": 5126, "count": 5_000_000, "type": "VEC3"},
+        {"bufferView": 1, "componentType": 5125, "count": 30_000_000, "type": "SCALAR"},
+    ]
+    sizes = [12 * 5_000_000, 4 * 30_000_000]
+    header = {
+        "asset": {"version": "2.0"},
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "indices": 1}]}],
+        "accessors": accessors,
+        "bufferViews": [{"buffer": 0, "byteOffset": sum(sizes[:i]), "byteLength": sizes[i]} for i in range(2)],
+        "buffers": [{"byteLength": sum(sizes)}],
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 4)
+    total = 28 + len(text) + sum(sizes)
+    chunks = struct.pack("<II", len(text), 0x4E4F534A) + text + struct.pack("<II", sum(sizes), 0x004E4942)
+    path.write_bytes(struct.pack("<4sII", b"glTF", 2, total) + chunks)
+    with path.open("r+b") as file:
+        file.truncate(total)
+
+
+@pytest.mark.parametrize("suffix", ["ply", "glb"])
+def test_ten_million_faces_are_refused_in_little_memory(tmp_path, suffix):
+    path = tmp_path / f"huge.{suffix}"
+    {"ply": write_huge_ply, "glb": write_huge_glb}[suffix](path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(MeshError, match=rf"huge\.{suffix}: has .*5000000 .*simplify it first"):
+            load_mesh(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
