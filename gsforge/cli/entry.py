@@ -8,6 +8,7 @@ import argparse
 import difflib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,6 +33,9 @@ OTHERS = {
 }
 GROUP = "gsforge.commands"
 USAGE_ERROR = 2
+
+# What torch puts before the message of an error in a loader's worker process: the traceback there.
+_WORKER_TRACEBACK = re.compile(r"\ACaught \w+ in DataLoader worker process.*^[\w.]+Error: ", re.DOTALL | re.MULTILINE)
 
 _console = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -81,7 +85,8 @@ def _run(name: str, arguments: list[str], debug: bool) -> int:
 
 
 def _report(error: BaseException) -> None:
-    _console.print(f"[bold red]error:[/] {escape(str(error))}")
+    message = _WORKER_TRACEBACK.sub("", str(error)).strip()
+    _console.print(f"[bold red]error:[/] {escape(message)}")
     _console.print("[dim](the traceback: add --debug, or set GSFORGE_DEBUG=1)[/]")
 
 

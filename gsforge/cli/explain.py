@@ -4,12 +4,20 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 
 _UNKNOWN_KEY = re.compile(r"does not accept option '([^']+)'|unrecognized arguments: --([\w.]+)")
 _KEY = re.compile(r"""(?:Parser key|Key) "([^"]+)":""")
 _CLASS_PROBLEM = re.compile(r"Problem with given class_path '([^']+)':\n((?:\s{8,}.*\n?)+)")
-_UNKNOWN_OPTION = re.compile(r"Option '([^']+)' is not accepted")
+_CLASS_PATH = re.compile(r"class_path[ =]'([^']+)'")
+# The three ways to say it: an option of a class, one of a group in a file, one of a group on the command line.
+_UNKNOWN_OPTION = re.compile(
+    r"Option '([^']+)' is not accepted|Group '([^']+)' does not accept option '([^']+)'"
+    r"|unrecognized arguments: --([\w.]+)"
+)
+# A class refused its options where the configuration might also have held nothing.
+_REFUSED = re.compile(r"Errors:\n\s+- (.+?)\n\s+- Expected a <class 'NoneType'>", re.DOTALL)
 
 
 def explain(message: str, keys: Iterable[str]) -> str:
@@ -22,18 +30,20 @@ def explain(message: str, keys: Iterable[str]) -> str:
     Returns:
         The message to show.
     """
-    if unknown := _UNKNOWN_KEY.search(message):
-        key = unknown[1] or unknown[2]
-        return f"there is no key {key!r}{_meant(key, list(keys))}"
     if problem := _CLASS_PROBLEM.search(message):
         where = _KEY.match(message)
-        place = f"{where[1]} ({problem[1]})" if where else problem[1]
+        key = f"{where[1]} " if where else ""
         detail = " ".join(line.strip() for line in problem[2].splitlines())
         if option := _UNKNOWN_OPTION.search(detail):
-            name = option[1].split(".")[0]
-            return f"{place}: there is no option {name!r}{_meant(name, _options(problem[1]))}"
-        return f"{place}: {_KEY.sub(lambda found: found[1] + ':', detail)}"
-    return message
+            owner = _CLASS_PATH.findall(problem[0])[-1]
+            name = ".".join(part for part in option.groups() if part)
+            return f"{key}({owner}): there is no option {name!r}{_meant(name, _options(owner))}"
+        return f"{key}({problem[1]}): {_KEY.sub(lambda found: found[1] + ':', detail)}"
+    if unknown := _UNKNOWN_KEY.search(message):
+        name = unknown[1] or unknown[2]
+        return f"there is no key {name!r}{_meant(name, list(keys))}"
+    refused = _REFUSED.search(message)
+    return refused[1] if refused else message
 
 
 def _meant(key: str, valid: list[str]) -> str:
@@ -45,6 +55,9 @@ def _meant(key: str, valid: list[str]) -> str:
 
 
 def _options(class_path: str) -> list[str]:
+    """Options of a class, those of its groups under their full names."""
     module, name = class_path.rsplit(".", 1)
     parameters = inspect.signature(getattr(import_module(module), name)).parameters
-    return [*parameters, "init_args", "class_path"]
+    groups = {key: parameter.annotation for key, parameter in parameters.items() if is_dataclass(parameter.annotation)}
+    nested = [f"{key}.{field.name}" for key, group in groups.items() for field in fields(group)]
+    return [*parameters, *nested, "init_args", "class_path"]

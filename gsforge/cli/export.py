@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from gsforge.cli.run import RunCLI, quieten
 from gsforge.core.errors import GsforgeError
 from gsforge.core.reconstruction import Reconstruction
+from gsforge.training.checkpoints import check_architecture
 from gsforge.training.errors import ConfigError
 from gsforge.training.evaluation import save_scene
 from gsforge.training.run_directory import RunDirectory
@@ -74,6 +75,7 @@ def export_ply(run_dir: Path, ply: Path, key: str | None = None, up: Literal["z"
     if cli.datamodule is None:
         raise ConfigError(f"{config} names no `data`, so there is nothing to export")
     cli.datamodule.trainer = cli.trainer
+    check_architecture(cli.model, checkpoint)
     batch = _batch_with(cli.datamodule, key)
     # A list of ready batches is all that DataLoader needs of a data set.
     loader: DataLoader = DataLoader(cast(Dataset, [batch]), batch_size=None)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from gsforge.cli.explain import explain
 from gsforge.training.checkpoint_io import AtomicCheckpointIO
-from gsforge.training.checkpoints import LastCheckpoints, initialise_from, progress_of
+from gsforge.training.checkpoints import LastCheckpoints, check_architecture, initialise_from, progress_of
 from gsforge.training.config import RunConfig, run_config_text
 from gsforge.training.errors import ConfigError, StopRequested
 from gsforge.training.evaluation import ResultWriter
@@ -114,6 +114,17 @@ class RunCLI(LightningCLI):
             *([] if bars else [ProgressLines()]),
         ]
 
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer.
+
+        Raises:
+            ConfigError: when one of them refuses its options.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise ConfigError(explain(str(error), ())) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with checkpoint files that are never half written."""
         configured = self._get(self.config_init, "trainer").get("plugins") or []
@@ -142,6 +153,7 @@ class RunCLI(LightningCLI):
             if progress.finished(self.trainer):
                 _say(f"{self.run_directory.path} is already finished at step {progress.step}")
                 return
+            check_architecture(model, checkpoint)
             _say(f"continuing {self.run_directory.path} at step {progress.step}")
         elif source := self._get(self.config, "init_from"):
             initialise_from(model, source)
@@ -151,19 +163,21 @@ class RunCLI(LightningCLI):
 
     def validate(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Measure the validation set with the last checkpoint, or with the given one."""
-        self.trainer.validate(model, ckpt_path=self._evaluated(ckpt_path), **kwargs)
+        self.trainer.validate(model, ckpt_path=self._evaluated(model, ckpt_path), **kwargs)
 
     def test(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Measure the test set with the last checkpoint, or with the given one."""
-        self.trainer.test(model, ckpt_path=self._evaluated(ckpt_path), **kwargs)
+        self.trainer.test(model, ckpt_path=self._evaluated(model, ckpt_path), **kwargs)
 
     def predict(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Write a .ply per object with the last checkpoint, or with the given one."""
         kwargs["return_predictions"] = False
-        self.trainer.predict(model, ckpt_path=self._evaluated(ckpt_path), **kwargs)
+        self.trainer.predict(model, ckpt_path=self._evaluated(model, ckpt_path), **kwargs)
 
-    def _evaluated(self, ckpt_path: str | None) -> Path:
-        return Path(ckpt_path) if ckpt_path else self.run_directory.require_checkpoint()
+    def _evaluated(self, model: LightningModule, ckpt_path: str | None) -> Path:
+        checkpoint = Path(ckpt_path) if ckpt_path else self.run_directory.require_checkpoint()
+        check_architecture(model, checkpoint)
+        return checkpoint
 
 
 @rank_zero_only
@@ -195,7 +209,8 @@ def main(command: str, arguments: list[str]) -> int:
         RunCLI([command, *arguments])
     except StopRequested as stop:
         _say(f"stopped after step {stop.step}, which is saved. Run the same command again to continue.")
-        return exit_code(stop.signal_number)
+        # The first rank speaks for all: a launcher kills every rank when another one ends with an error before it.
+        return exit_code(stop.signal_number) if getattr(rank_zero_only, "rank", 0) == 0 else 0
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns a Ctrl-C at other times into exit code 1
             return INTERRUPTED

@@ -198,7 +198,11 @@ def load_weights(source: str | Path) -> dict[str, Tensor]:
     path = Path(source)
     if path.is_dir():
         path = RunDirectory(path).require_checkpoint()
-    checkpoint = read_checkpoint(path)
+    return _weights(path)
+
+
+def _weights(path: str | Path, mmap: bool = False) -> dict[str, Tensor]:
+    checkpoint = read_checkpoint(path, mmap=mmap)
     weights = checkpoint.get("state_dict")
     if not isinstance(weights, dict):
         raise CheckpointError(
@@ -222,12 +226,7 @@ def initialise_from(model: LightningModule, source: str | Path) -> None:
     """
     weights = load_weights(source)
     own = model.state_dict()
-    differing = [
-        f"{name}: {tuple(weights[name].shape)} in the checkpoint, {tuple(own[name].shape)} in the model"
-        for name in own.keys() & weights.keys()
-        if weights[name].shape != own[name].shape
-    ]
-    if differing:
+    if differing := _differing(own, weights):
         raise CheckpointError(f"{source} is a checkpoint of another architecture:\n  " + _listed(differing))
     new = getattr(model, "new_in_stage", ())
     absent = [name for name in own if name not in weights and not name.startswith(tuple(new))]
@@ -239,6 +238,35 @@ def initialise_from(model: LightningModule, source: str | Path) -> None:
     if unused:
         _log.warning("%s has weights that %s does not use:\n  %s", source, type(model).__name__, _listed(unused))
     model.load_state_dict(weights, strict=False)
+
+
+def check_architecture(model: LightningModule, path: str | Path) -> None:
+    """See that a checkpoint's weights are those of a model, before anything is loaded or written.
+
+    Args:
+        model: model that the checkpoint shall be loaded into.
+        path: checkpoint file.
+
+    Raises:
+        CheckpointError: when it is damaged, or names or shapes show another architecture.
+    """
+    own, weights = model.state_dict(), _weights(path, mmap=True)
+    differing = _differing(own, weights)
+    differing += [f"{name}: in the model alone" for name in own.keys() - weights.keys()]
+    differing += [f"{name}: in the checkpoint alone" for name in weights.keys() - own.keys()]
+    if differing:
+        raise CheckpointError(
+            f"{path} is a checkpoint of another architecture; repeat the command with the model that it was trained "
+            f"with, or give a new run_dir:\n  {_listed(differing)}"
+        )
+
+
+def _differing(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
+    return [
+        f"{name}: {tuple(weights[name].shape)} in the checkpoint, {tuple(own[name].shape)} in the model"
+        for name in own.keys() & weights.keys()
+        if weights[name].shape != own[name].shape
+    ]
 
 
 def _listed(names: list[str], most: int = 20) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._utils import ExceptionWrapper
 
 from gsforge.cli import entry, main
 from gsforge.cli.explain import explain
@@ -45,6 +46,17 @@ def test_commands_of_other_packages_run_and_may_fail_with_a_message(
     monkeypatch.setattr(entry, "_load", lambda name: lambda arguments: int(Path(arguments[0]).read_text()))
     assert main(["count", "/no/such/file"]) == 1
     assert "/no/such/file" in capsys.readouterr().err
+
+
+def test_an_error_in_a_loader_process_is_its_message(capsys: pytest.CaptureFixture) -> None:
+    try:
+        raise ValueError("sample 'a' is damaged:\n  two: lines")
+    except ValueError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(ValueError, match="Original Traceback") as raised:
+        wrapped.reraise()
+    entry._report(raised.value)
+    assert capsys.readouterr().err.startswith("error: sample 'a' is damaged:\n  two: lines\n")
 
 
 def test_debug_shows_the_traceback() -> None:
