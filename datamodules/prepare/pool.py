@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -116,7 +116,8 @@ class _Worker:
         context = get_context("spawn")  # forked children of a process with threads can lock up
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, function, expected), daemon=True)
-        self.process.start()
+        with _without_ctrl_c():
+            self.process.start()
         theirs.close()
         self.number, self.deadline, self.running = -1, math.inf, False
 
@@ -145,6 +146,20 @@ class _Worker:
 
 
 @contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Start processes that Ctrl-C, which reaches the whole group, leaves alone: their parent ends them.
+
+    A process inherits which signals are blocked, so it never has a moment in which it would show a traceback.
+    """
+    resource_tracker.ensure_running()  # is started with the first process otherwise, and then unblocks the signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextmanager
 def _one_torch_thread() -> Iterator[None]:
     """Keep torch, if the function has loaded it, from waking threads for its many small tensors."""
     torch = sys.modules.get("torch")
@@ -168,7 +183,6 @@ def _attempt(function: Callable[[Any], Any], expected: tuple[type[Exception], ..
 
 def _serve(connection: Connection, function: Callable[[Any], Any], expected: tuple[type[Exception], ...]) -> None:
     """Body of a worker process: tasks come in, results go out, until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     connection.send(None)
     with _one_torch_thread():
         _work(connection, function, expected)

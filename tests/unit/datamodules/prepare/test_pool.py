@@ -43,6 +43,12 @@ def test_without_workers_unexpected_errors_are_raised():
             next(results)
 
 
+def test_ctrl_c_is_the_parents_business_from_the_start():
+    with Pool(operator.call, (), workers=1) as pool:
+        assert signal.SIGINT in next(pool.run([partial(signal.pthread_sigmask, signal.SIG_BLOCK, ())]))
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_leaving_ends_the_workers():
     with Pool(operator.call, (), workers=1) as pool:
         results = pool.run([partial(os.getpid), partial(time.sleep, 60)])
