@@ -19,6 +19,7 @@ from datamodules.loading import (
     TrainLoader,
     collate,
     collate_evaluation,
+    ignore_stop_signals,
 )
 from datamodules.order import RunOrder
 from datamodules.samples import SampleStore
@@ -195,6 +196,7 @@ class ShardDataModule(LightningDataModule, ABC):
         """Loader options. Torch gives every worker process a single thread by itself."""
         return {
             "num_workers": self._num_workers,
+            "worker_init_fn": ignore_stop_signals,
             "persistent_workers": self._num_workers > 0,
             "pin_memory": self._attached().strategy.root_device.type == "cuda",
         }

@@ -1,6 +1,7 @@
 """Datasets, samplers and the training loader: which sample comes when, and what happens if it cannot be used."""
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -160,6 +161,18 @@ def collate_evaluation(samples: Sequence[Sample]) -> Sample:
         Tensors stacked along a new first axis, strings as a list.
     """
     return default_collate(list(samples))
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """Let a loader's process outlive the signals that ask a run to stop: its batches are needed until the run ends it.
+
+    A terminal sends Ctrl-C to every process, and a cluster its warning; only the training process acts on them.
+
+    Args:
+        worker: the process's number, as DataLoader passes it.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class TrainLoader(DataLoader[Sample]):

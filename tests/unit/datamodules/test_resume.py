@@ -1,6 +1,9 @@
 """A run that was stopped and continued sees exactly the samples of a run that never stopped."""
 
 import contextlib
+import multiprocessing
+import os
+import signal
 
 import pytest
 import torch
@@ -104,6 +107,18 @@ def run(folder, callbacks=(), checkpoint=None, limits=None, **data):
     return module, trainer
 
 
+class SignalLoaders(Callback):
+    """Sends the loader's processes what they get when a run is asked to stop."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if len(pl_module.steps) == 2:
+            workers = multiprocessing.active_children()
+            assert len(workers) == 2
+            for worker in workers:
+                os.kill(worker.pid, signal.SIGINT)
+                os.kill(worker.pid, signal.SIGUSR2)
+
+
 EPOCHS = {"max_steps": -1, "max_epochs": 4}  # 11 samples, batches of 4: epochs of 2 batches
 ACCUMULATED = {"max_steps": 6, "accumulate_grad_batches": 2}
 VALIDATED = {"max_steps": 13, "val_check_interval": 3, "check_val_every_n_epoch": None}
@@ -135,6 +150,13 @@ def test_stopped_and_resumed_is_uninterrupted(write_numbers, tmp_path, limits, s
     assert first.steps + second.steps == whole.steps
     positions = [position for step in whole.steps for position in step[0]]
     assert positions == list(range(len(positions)))
+
+
+def test_stop_signals_do_not_end_the_loaders_processes(write_numbers):
+    folder = write_numbers([4, 3, 4])
+    whole, _ = run(folder)
+    signalled, _ = run(folder, [SignalLoaders()], num_workers=2)
+    assert signalled.steps == whole.steps
 
 
 def test_saved_after_an_error_inside_a_step_repeats_that_step_alone(write_numbers, tmp_path):
