@@ -125,7 +125,7 @@ class Demo:
 
     def report(self) -> None:
         """One self-contained page."""
-        self.gsforge(f"report {self.stage2} --out {self.out / 'report.html'}")
+        self.gsforge(f"report {self.stage2} --out {self.out / 'report.html'} --size 192")
 
     def options(self, stage: int) -> str:
         """Options of a training or test command."""

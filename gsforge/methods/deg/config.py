@@ -25,6 +25,9 @@ class NetworkConfig:
             their first steps.
         initial_log_variance: of the latent posterior before training. Published: 0, as wide as the prior, which hides
             the latent of a short run in noise.
+        position_init: start the latent as the leading principal components of the query positions, with small residual
+            branches in the encoder. Published: False, a random projection, which a short run spends its steps on
+            untangling.
         expansion: initial half-size of the cloud of K Gaussians before the 0.75 tanh, object units.
         initial_scale: initial standard deviation of a Gaussian, object units.
         minimum_scale: lower bound of the standard deviation (3D mip filter), object units.
@@ -42,6 +45,7 @@ class NetworkConfig:
     gaussians_per_anchor: int = 32
     initial_gate: float = 0.0
     initial_log_variance: float = 0.0
+    position_init: bool = False
     expansion: float = 0.05
     initial_scale: float = 0.004
     minimum_scale: float = 9e-4

@@ -69,6 +69,13 @@ class EncoderBlock(nn.Module):
             x_BMD = appearance(x_BMD, appearance_BSD)
         return x_BMD + self.perceptron(self.perceptron_norm(x_BMD))
 
+    @torch.no_grad()
+    def quieten(self, factor: float) -> None:
+        """Scale what the residual branches add, so that a token stays close to the embedding of its query."""
+        for branch in (self.self_attention.to_out, self.semantic.attention.to_out, self.perceptron[-1]):
+            for tensor in branch.parameters():
+                tensor.mul_(factor)
+
 
 class FeatureSet(nn.Module):
     """Tokens of a set of points with features: Linear(feature) + embedding of the point."""
@@ -110,7 +117,8 @@ class SetEncoder(nn.Module):
         width = config.width
         self.query_embedding = PointEmbedding(width, config.embedding_octaves)
         self.semantic_set = FeatureSet(config, semantic_channels)
-        self.blocks = nn.ModuleList(EncoderBlock(width, config.heads) for _ in range(config.encoder_blocks))
+        blocks = [EncoderBlock(width, config.heads) for _ in range(config.encoder_blocks)]
+        self.blocks = nn.ModuleList(blocks)
         # Apart from the blocks, so that a structure checkpoint lacks exactly what starts with "appearance".
         self.appearance_set: FeatureSet | None = None
         self.appearance_layers = nn.ModuleList()
@@ -122,6 +130,21 @@ class SetEncoder(nn.Module):
         self.to_log_variance = nn.Linear(width, config.latent_channels)
         nn.init.zeros_(self.to_log_variance.weight)
         nn.init.constant_(self.to_log_variance.bias, config.initial_log_variance)
+        if config.position_init:
+            for block in blocks:
+                block.quieten(0.1)
+            self._start_from_positions()
+
+    @torch.no_grad()
+    def _start_from_positions(self, samples: int = 4096) -> None:
+        """Let the untrained latent tell where its token is: whitened principal components of the query embedding."""
+        embedded = self.final_norm(self.query_embedding(torch.rand(samples, 3)))
+        center = embedded.mean(0)
+        _, spreads, directions = torch.linalg.svd(embedded - center, full_matrices=False)
+        channels = self.to_mean.out_features
+        weight = directions[:channels] / spreads[:channels, None] * samples**0.5
+        self.to_mean.weight.copy_(weight)
+        self.to_mean.bias.copy_(-weight @ center)
 
     def forward(
         self,

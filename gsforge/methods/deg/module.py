@@ -203,8 +203,15 @@ class DeGVAE(LightningModule):
         return rasterize(gaussians, cameras, backgrounds=backgrounds, settings=self.render).rgb
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimizer and step-wise schedule from the configuration."""
-        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        """Optimizer and step-wise schedule from the configuration.
+
+        There are two groups of parameters, the encoder and the rest, so that a schedule can give each its own rate:
+        `max_lr: [0.0003, 0.003]`. A latent that moves slowly is easier to read.
+        """
+        encoder = list(self.encoder.parameters())
+        networks = [self.density] if self.decoder is None else [self.density, self.decoder]
+        rest = [parameter for network in networks for parameter in network.parameters()]
+        optimizer = self.optimizer([{"params": encoder}, {"params": rest}])
         if self.lr_scheduler is None:
             return optimizer
         return {
