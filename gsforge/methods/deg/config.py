@@ -17,8 +17,8 @@ class NetworkConfig:
         encoder_blocks: transformer blocks of the set encoder.
         density_blocks: cross-attention blocks of the octree density.
         decoder_blocks: transformer blocks of the attribute decoder.
-        embedding_octaves: log2 of the ratio of the highest to the lowest frequency in the embeddings of points; a small
-            network learns faster when it does not exceed `octree_depth`.
+        embedding_octaves: log2 of the ratio of the highest to the lowest frequency in the embeddings of points; few
+            are smooth, which a small network learns from faster.
         octree_depth: levels L of the density; leaves have side 2^-L.
         gaussians_per_anchor: K Gaussians that expand around each density sample.
         initial_gate: gates of the density's blocks before training. Published: 0 (AdaLN-zero), which costs short runs
