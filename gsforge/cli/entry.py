@@ -77,7 +77,7 @@ def _run(name: str, arguments: list[str], debug: bool) -> int:
     except KeyboardInterrupt:
         _console.print("stopped")
         return INTERRUPTED
-    except (argparse.ArgumentError, GsforgeError, ValueError, OSError) as error:
+    except (argparse.ArgumentError, GsforgeError, ImportError, OSError, ValueError) as error:
         if debug:
             raise
         _report(error)

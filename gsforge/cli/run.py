@@ -21,7 +21,7 @@ from gsforge.training.checkpoints import LastCheckpoints, check_architecture, in
 from gsforge.training.config import RunConfig, run_config_text
 from gsforge.training.errors import ConfigError, StopRequested
 from gsforge.training.evaluation import ResultWriter
-from gsforge.training.guards import NonFiniteGuard
+from gsforge.training.guards import NonFiniteGuard, ScheduleGuard
 from gsforge.training.loggers import place_loggers
 from gsforge.training.media import ValidationPictures
 from gsforge.training.progress import ProgressLines, terminal_shows_bars
@@ -111,6 +111,7 @@ class RunCLI(LightningCLI):
             StepRng(config.seed_everything),
             RunConfig(self.run_directory, text, attempt),
             ResultWriter(),
+            ScheduleGuard(),
             *([] if bars else [ProgressLines()]),
         ]
 

@@ -1,4 +1,4 @@
-"""Skips training steps whose loss or gradient is not finite, and stops when they do not end."""
+"""Guards of a run: against losses that are not finite, and against a schedule that ends before the run does."""
 
 import json
 import logging
@@ -9,10 +9,28 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gsforge.training.errors import NonFiniteError
+from gsforge.training.errors import ConfigError, NonFiniteError
 from gsforge.training.run_directory import RunDirectory
 
 _log = logging.getLogger(__name__)
+
+
+class ScheduleGuard(Callback):
+    """Refuses, before the first step, a run that is longer than its learning-rate schedule."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the steps of the run with those of its schedules.
+
+        Raises:
+            ConfigError: if a schedule has fewer steps; torch itself would only fail at the step after its last.
+        """
+        for config in trainer.lr_scheduler_configs:
+            total = getattr(config.scheduler, "total_steps", None)
+            if total is not None and trainer.max_steps > total:
+                raise ConfigError(
+                    f"trainer.max_steps is {trainer.max_steps}, but {type(config.scheduler).__name__} ends after its "
+                    f"total_steps {total}: give both the same value"
+                )
 
 
 class NonFiniteGuard(Callback):

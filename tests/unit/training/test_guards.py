@@ -27,3 +27,13 @@ def test_bad_steps_in_a_row_end_the_run(gsforge: Any, run_dir: Path, capfd: pyte
 
 def test_good_steps_between_reset_the_count(gsforge: Any) -> None:
     assert gsforge("fit", *BAD, "[train_0, train_4]", "--guard.stop_after", "2") == 0
+
+
+def test_a_run_longer_than_its_schedule_is_refused_before_the_first_step(
+    gsforge: Any, run_dir: Path, capfd: pytest.CaptureFixture
+) -> None:
+    schedule = "{class_path: torch.optim.lr_scheduler.OneCycleLR, init_args: {max_lr: 0.01, total_steps: 3}}"
+    assert gsforge("fit", "--lr_scheduler", schedule, "--trainer.max_steps", "4") == 1
+    assert "trainer.max_steps is 4, but OneCycleLR ends after its total_steps 3" in capfd.readouterr().err
+    assert not list(run_dir.glob("checkpoints/*"))
+    assert gsforge("fit", "--lr_scheduler", schedule, "--trainer.max_steps", "3") == 0
