@@ -20,6 +20,7 @@ from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from gsforge.core.files import atomic_file
 from gsforge.core.gaussians import Gaussians
 
 _MEANS, _NORMALS, _DC = ("x", "y", "z"), ("nx", "ny", "nz"), ("f_dc_0", "f_dc_1", "f_dc_2")
@@ -150,13 +151,8 @@ def write_ply(path: str | os.PathLike[str], scene: PlyGaussians) -> None:
         dim=1,
     )
     rows = np.ascontiguousarray(columns.numpy(), dtype="<f4").view([(name, "<f4") for name in names]).squeeze(1)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(stream)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as stream:
+        PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(stream)
 
 
 def read_ply(path: str | os.PathLike[str]) -> PlyGaussians:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from gsforge.core.files import atomic_file, sync_folder
 from gsforge.training.errors import CheckpointError
 
 # Tensors are nearly all of a checkpoint; this covers pickled structure and zip headers.
@@ -39,21 +40,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_free_space(checkpoint, path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
+            with atomic_file(path) as stream:
+                torch.save(checkpoint, stream)
         except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
             raise CheckpointError(
                 f"could not write {path}: {error}. Checkpoints written before are untouched: make room, or lower "
                 "checkpoint.keep_last, then run the same command again"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
@@ -118,7 +112,7 @@ def replace_link(target: Path, link: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(target, link.parent))
     temporary.replace(link)
-    _sync_folder(link.parent)
+    sync_folder(link.parent)
 
 
 def _check_free_space(checkpoint: dict[str, Any], path: Path) -> None:
@@ -152,11 +146,3 @@ def tensor_bytes(value: Any) -> int:
         elif isinstance(item, (list, tuple)):
             stack.extend(item)
     return sum(storages.values())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 import difflib
 import re
-from pathlib import Path
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,6 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.syntax import Syntax
 
+from gsforge.core.files import write_text
 from gsforge.training.run_directory import RunDirectory
 
 # Options of one command rather than of the run.
@@ -41,14 +41,15 @@ class RunConfig(Callback):
             return
         known = self.run.configs()
         if not known:
-            _write(self.run.path / "config.yaml", self.text)
+            self.run.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.run.path / "config.yaml", self.text)
         elif difference := config_difference(self.run.config().read_text(encoding="utf-8"), self.text):
             console = Console(stderr=True)
             console.print(f"the configuration changed since {self.run.config().name}:", highlight=False)
             console.print(Syntax(difference, "diff", background_color="default"))
             if self.run.last_checkpoint() and re.search(r"optimizer|lr_scheduler", difference):
                 console.print(_SCHEDULE_NOTE, highlight=False)
-            _write(self.run.path / f"config.{self.attempt}.yaml", self.text)
+            write_text(self.run.path / f"config.{self.attempt}.yaml", self.text)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(yaml.safe_load(self.text))
@@ -88,10 +89,3 @@ def _flat(value: object, prefix: str = "") -> dict[str, object]:
     for key, item in items:
         flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
     return flat
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

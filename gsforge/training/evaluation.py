@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from gsforge.core.files import write_text
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.ply import save_ply
 from gsforge.core.reconstruction import BASELINE, Reconstruction
@@ -68,7 +69,7 @@ class ResultWriter(Callback):
         }
         path = RunDirectory(trainer.default_root_dir).test / "metrics.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(summary, indent=2) + "\n")
         console = Console()
         console.print(metrics_table(means, len(objects)))
         console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)

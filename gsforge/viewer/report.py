@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from gsforge.core.files import write_text
 from gsforge.training.checkpoint_io import read_checkpoint
 from gsforge.training.run_directory import RunDirectory
 from gsforge.viewer.charts import chart_groups
@@ -246,8 +247,6 @@ def main(argv: Sequence[str]) -> int:
     options = ReportOptions(arguments.objects, arguments.angles, arguments.size)
     page = build_report(arguments.run, options)
     path = arguments.out or arguments.run / "report.html"
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, page)
     _log.info("written: %s (%.1f MB)", path, len(page) / 1e6)
     return 0
