@@ -9,8 +9,8 @@ from torch import Tensor
 from gsforge.core.cameras import Cameras
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.sh import sh_to_rgb
-from gsforge.render.api import RenderOutput, RenderSettings
 from gsforge.render.reference import rasterize_reference
+from gsforge.render.types import RenderOutput, RenderSettings
 
 _TRANSMITTANCE_STOP = 1e-4  # compiled into gsplat's kernels
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from gsforge.core.cameras import Cameras
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.rotations import quaternion_to_matrix
-from gsforge.render.api import RenderSettings
+from gsforge.render.types import RenderSettings
 
 ALPHA_THRESHOLD = 1 / 255
 _MAX_EXTENT = 3.33  # standard deviations; exp(-3.33^2 / 2) is just below the alpha threshold

@@ -22,8 +22,8 @@ from torch import Tensor
 from gsforge.core.cameras import Cameras
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.sh import sh_to_rgb
-from gsforge.render.api import RenderOutput, RenderSettings
 from gsforge.render.projection import ALPHA_THRESHOLD, Projection, project
+from gsforge.render.types import RenderOutput, RenderSettings
 
 _MAX_ALPHA = 0.999
 # Bounds of memory, without influence on the result: pairs are composited in bands of image rows with about this many
