@@ -55,7 +55,15 @@ class Cameras:
         return replace(self, world_to_camera=function(self.world_to_camera), intrinsics=function(self.intrinsics))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Cameras":
-        """Move or cast both matrices."""
+        """Move or cast both matrices.
+
+        Args:
+            device: where the tensors go; None leaves them where they are.
+            dtype: their new type; None keeps it.
+
+        Returns:
+            The cameras with the moved or cast matrices.
+        """
         return self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
 
     def resized(self, width: int, height: int) -> "Cameras":

@@ -16,7 +16,14 @@ class FrozenModule(nn.Module):
         self.register_load_state_dict_pre_hook(_keep_own_weights)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode, whatever the module around this one does."""
+        """Stay in evaluation mode, whatever the module around this one does.
+
+        Args:
+            mode: ignored.
+
+        Returns:
+            The module itself.
+        """
         return super().train(False)
 
     def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:

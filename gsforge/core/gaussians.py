@@ -55,11 +55,23 @@ class Gaussians:
         return Gaussians(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Gaussians":
-        """Move or cast every attribute."""
+        """Move or cast every attribute.
+
+        Args:
+            device: where the tensors go; None leaves them where they are.
+            dtype: their new type; None keeps it.
+
+        Returns:
+            The Gaussians with the moved or cast attributes.
+        """
         return self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
 
     def detach(self) -> "Gaussians":
-        """Cut every attribute from the autograd graph."""
+        """Cut every attribute from the autograd graph.
+
+        Returns:
+            Gaussians that share the memory of these, without gradients.
+        """
         return self.map(Tensor.detach)
 
     def __getitem__(self, index: int | slice) -> "Gaussians":

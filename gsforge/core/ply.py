@@ -52,7 +52,11 @@ class PlyGaussians:
     normals: Tensor
 
     def activated(self) -> Gaussians:
-        """The scene that the file describes."""
+        """The scene that the file describes.
+
+        Returns:
+            N Gaussians, float32, in the frame of the file: unit quaternions, scales in its units, opacities in [0, 1].
+        """
         return Gaussians(
             means=self.means,
             quats=normalize(self.quats.double(), dim=-1).float(),
