@@ -44,7 +44,13 @@ class DecoderBlock(nn.Module):
     """Self-attention of the anchors, cross-attention to the latent, feed-forward; all pre-norm residual."""
 
     def __init__(self, width: int, heads: int, context_width: int) -> None:
-        """Build the block."""
+        """Build the block.
+
+        Args:
+            width: channels of the anchor tokens.
+            heads: number of attention heads; must divide `width`.
+            context_width: channels of the latent tokens that are attended to.
+        """
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.self_attention = Attention(width, heads)
@@ -73,7 +79,11 @@ class AttributeDecoder(nn.Module):
     identity: Tensor
 
     def __init__(self, config: NetworkConfig) -> None:
-        """Build the decoder; untrained, it returns K small grey Gaussians spread around each anchor."""
+        """Build the decoder; untrained, it returns K small grey Gaussians spread around each anchor.
+
+        Args:
+            config: sizes of the network.
+        """
         super().__init__()
         self.config = config
         width, self.per_anchor = config.width, config.gaussians_per_anchor

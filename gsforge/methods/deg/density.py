@@ -38,7 +38,13 @@ class DensityBlock(nn.Module):
     """AdaLN-zero block that only looks at the latent: modulated cross-attention, modulated feed-forward."""
 
     def __init__(self, width: int, heads: int, context_width: int) -> None:
-        """Build the block."""
+        """Build the block.
+
+        Args:
+            width: channels of the cell queries.
+            heads: number of attention heads; must divide `width`.
+            context_width: channels of the latent tokens that are attended to.
+        """
         super().__init__()
         self.attention = Attention(width, heads, context_width)
         self.perceptron = feed_forward(width)
@@ -67,7 +73,11 @@ class OctreeDensity(nn.Module):
     """
 
     def __init__(self, config: NetworkConfig) -> None:
-        """Build the density; the children are equally likely until it is trained."""
+        """Build the density; the children are equally likely until it is trained.
+
+        Args:
+            config: sizes of the network, depth of the octree and initial value of the gates.
+        """
         super().__init__()
         width = config.width
         self.depth = config.octree_depth

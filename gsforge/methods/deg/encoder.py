@@ -13,7 +13,12 @@ class CrossAttention(nn.Module):
     """Pre-norm residual cross-attention to a feature set."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Build the layer."""
+        """Build the layer.
+
+        Args:
+            width: channels of the tokens and of the feature set.
+            heads: number of attention heads; must divide `width`.
+        """
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.attention = Attention(width, heads, width)
@@ -31,7 +36,11 @@ class CrossAttention(nn.Module):
         return x_BMD + self.attention(self.norm(x_BMD), context_BSD)
 
     def silenced(self) -> "CrossAttention":
-        """Make the layer the identity, so that adding it does not disturb what was learned before."""
+        """Make the layer the identity, so that adding it does not disturb what was learned before.
+
+        Returns:
+            The layer itself, its output projection set to zero.
+        """
         nn.init.zeros_(self.attention.to_out.weight)
         nn.init.zeros_(self.attention.to_out.bias)
         return self
@@ -41,7 +50,12 @@ class EncoderBlock(nn.Module):
     """Self-attention, cross-attention to one or two feature sets, feed-forward; all pre-norm residual."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Build the block without the appearance attention, which the encoder holds."""
+        """Build the block without the appearance attention, which the encoder holds.
+
+        Args:
+            width: channels of the tokens and of the feature set.
+            heads: number of attention heads; must divide `width`.
+        """
         super().__init__()
         self.self_norm = nn.LayerNorm(width)
         self.self_attention = Attention(width, heads)
@@ -71,7 +85,11 @@ class EncoderBlock(nn.Module):
 
     @torch.no_grad()
     def quieten(self, factor: float) -> None:
-        """Scale what the residual branches add, so that a token stays close to the embedding of its query."""
+        """Scale what the residual branches add, so that a token stays close to the embedding of its query.
+
+        Args:
+            factor: multiplies weights and biases of each branch's last layer, in place.
+        """
         for branch in (self.self_attention.to_out, self.semantic.attention.to_out, self.perceptron[-1]):
             for tensor in branch.parameters():
                 tensor.mul_(factor)
@@ -81,7 +99,12 @@ class FeatureSet(nn.Module):
     """Tokens of a set of points with features: Linear(feature) + embedding of the point."""
 
     def __init__(self, config: NetworkConfig, channels: int) -> None:
-        """Map `channels` features to the width of the network."""
+        """Map `channels` features to the width of the network.
+
+        Args:
+            config: sizes of the network.
+            channels: channels of a point's features.
+        """
         super().__init__()
         self.features = nn.Linear(channels, config.width)
         self.points = PointEmbedding(config.width, config.embedding_octaves)
