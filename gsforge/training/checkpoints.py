@@ -145,13 +145,25 @@ class BestCheckpoint(ModelCheckpoint):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a checkpoint's run had come: optimiser steps taken, epochs completed."""
+    """How far a checkpoint's run had come: optimiser steps taken, epochs completed.
+
+    Attributes:
+        step: optimiser steps taken.
+        epochs: epochs completed.
+    """
 
     step: int
     epochs: int
 
     def finished(self, trainer: Trainer) -> bool:
-        """Whether the trainer's limits are reached."""
+        """Whether the trainer's limits are reached.
+
+        Args:
+            trainer: its `max_steps` and `max_epochs` count; None and -1 are no limit.
+
+        Returns:
+            True when one of the limits is reached.
+        """
         limits = ((self.step, trainer.max_steps), (self.epochs, trainer.max_epochs))
         return any(limit not in (None, -1) and count >= limit for count, limit in limits)
 
@@ -176,7 +188,17 @@ def progress_of(path: str | Path) -> Progress:
 
 
 def step_of(trainer: Trainer) -> int:
-    """Optimiser steps behind the current weights: of the running training, or of the evaluated checkpoint."""
+    """Optimiser steps behind the current weights: of the running training, or of the evaluated checkpoint.
+
+    Args:
+        trainer: trainer of the running command.
+
+    Returns:
+        Number of optimiser steps.
+
+    Raises:
+        CheckpointError: when the evaluated checkpoint cannot be read or holds weights alone.
+    """
     if trainer.state.fn == TrainerFn.FITTING or not trainer.ckpt_path:
         return trainer.global_step
     return progress_of(trainer.ckpt_path).step

@@ -70,7 +70,15 @@ def run_config_text(dumped: str) -> str:
 
 
 def config_difference(old: str, new: str) -> str:
-    """Changed lines of two YAML configurations, each under its full key; empty when both say the same."""
+    """Changed lines of two YAML configurations, each under its full key; empty when both say the same.
+
+    Args:
+        old: YAML text of the earlier configuration.
+        new: YAML text of the later one.
+
+    Returns:
+        Lines `-key: value` and `+key: value`, sorted by key.
+    """
     before, after = (
         [f"{key}: {value}" for key, value in sorted(_flat(yaml.safe_load(text)).items())] for text in (old, new)
     )

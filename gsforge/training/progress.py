@@ -13,7 +13,11 @@ _log = logging.getLogger(__name__)
 
 
 def terminal_shows_bars() -> bool:
-    """Whether progress bars can be drawn: only in a terminal, not in a log file or a pipe."""
+    """Whether progress bars can be drawn: only in a terminal, not in a log file or a pipe.
+
+    Returns:
+        True when both standard output and standard error are a terminal.
+    """
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 

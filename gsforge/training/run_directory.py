@@ -21,7 +21,11 @@ class RunDirectory:
         self.bad_steps = self.path / "bad_steps.jsonl"
 
     def configs(self) -> dict[int, Path]:
-        """Attempt number -> configuration file: `config.yaml` of the first, `config.<attempt>.yaml` of later ones."""
+        """Attempt number -> configuration file: `config.yaml` of the first, `config.<attempt>.yaml` of later ones.
+
+        Returns:
+            The files that exist, sorted by attempt; empty for a new run.
+        """
         found = {1: self.path / "config.yaml"} if (self.path / "config.yaml").is_file() else {}
         for file in self.path.glob("config.*.yaml"):
             if match := re.fullmatch(r"config\.(\d+)\.yaml", file.name):
@@ -30,6 +34,9 @@ class RunDirectory:
 
     def config(self) -> Path:
         """Newest configuration of the run.
+
+        Returns:
+            Path of the file of the latest attempt.
 
         Raises:
             FileNotFoundError: when the folder holds none.
@@ -42,12 +49,20 @@ class RunDirectory:
         return configs[max(configs)]
 
     def next_attempt(self) -> int:
-        """Number of the attempt that starts now: 1 for a new run."""
+        """Number of the attempt that starts now: 1 for a new run.
+
+        Returns:
+            One more than the highest attempt that has a configuration file or a CSV log.
+        """
         logs = (re.fullmatch(r"attempt_(\d+)", folder.name) for folder in (self.logs / "csv").glob("attempt_*"))
         return 1 + max([*self.configs(), *(int(match[1]) for match in logs if match)], default=0)
 
     def last_checkpoint(self) -> Path | None:
-        """Checkpoint to continue from: `last.ckpt`, or the newest step where that link was lost."""
+        """Checkpoint to continue from: `last.ckpt`, or the newest step where that link was lost.
+
+        Returns:
+            Path of the checkpoint; None when the run has none yet.
+        """
         last = self.checkpoints / "last.ckpt"
         if last.exists():
             return last
@@ -56,6 +71,9 @@ class RunDirectory:
 
     def require_checkpoint(self) -> Path:
         """As `last_checkpoint`.
+
+        Returns:
+            Path of the checkpoint.
 
         Raises:
             FileNotFoundError: when the run has none yet.
