@@ -41,7 +41,11 @@ class Chart:
     large: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """The chart as plain values, for the page's script."""
+        """The chart as plain values, for the page's script.
+
+        Returns:
+            `title`, `series` and `large`, where each series is a dictionary as well.
+        """
         return asdict(self)
 
 

@@ -111,7 +111,14 @@ class RunConfiguration:
     changes: dict[int, list[str]]
 
     def get(self, *keys: str) -> Any:
-        """Value under nested keys, or None."""
+        """Value under nested keys, or None.
+
+        Args:
+            *keys: keys from the outermost to the innermost.
+
+        Returns:
+            The value; None where one of the keys is missing.
+        """
         value: Any = self.content
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
