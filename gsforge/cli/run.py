@@ -59,7 +59,11 @@ class RunCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the keys of a run, and the callbacks that every run has."""
+        """Add the keys of a run, and the callbacks that every run has.
+
+        Args:
+            parser: parser of one command; gets the keys.
+        """
         parser.add_argument("--run_dir", type=str, required=True, help="Folder that keeps everything this run writes.")
         parser.add_argument(
             "--init_from",
@@ -79,7 +83,15 @@ class RunCLI(LightningCLI):
         parser.add_lightning_class_args(StepTiming, "timing")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the given arguments, never those of the process."""
+        """Parse the given arguments, never those of the process.
+
+        Args:
+            parser: parser of the whole command line.
+            args: arguments after the program's name; the command comes first where there are commands.
+
+        Raises:
+            argparse.ArgumentError: when the arguments are refused; its message names the closest valid key.
+        """
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
@@ -91,7 +103,11 @@ class RunCLI(LightningCLI):
         """Leave the configuration as given: Lightning would let the checkpoint's parameters override it."""
 
     def before_instantiate_classes(self) -> None:
-        """Point everything the run writes into its directory."""
+        """Point everything the run writes into its directory.
+
+        Raises:
+            ConfigError: when `seed_everything` is true or false instead of a whole number.
+        """
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         if isinstance(config.seed_everything, bool):
             raise ConfigError("seed_everything must be a whole number, so that a resumed run repeats the same steps")
@@ -127,7 +143,14 @@ class RunCLI(LightningCLI):
             raise ConfigError(explain(str(error), ())) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer with checkpoint files that are never half written."""
+        """Build the trainer with checkpoint files that are never half written.
+
+        Args:
+            **kwargs: passed on to Lightning.
+
+        Returns:
+            The trainer, with the configured plugins and atomic checkpoint files.
+        """
         configured = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = configured if isinstance(configured, list) else [configured]
         return super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
@@ -147,7 +170,14 @@ class RunCLI(LightningCLI):
         ckpt_path: str | None = None,
         **_: Any,
     ) -> None:
-        """Train, from the run's last checkpoint where it has one."""
+        """Train, from the run's last checkpoint where it has one.
+
+        Args:
+            model: model to train.
+            datamodule: its data.
+            ckpt_path: checkpoint file to continue from; the run's last one by default.
+            **_: Lightning's other options, which are ignored.
+        """
         checkpoint = Path(ckpt_path) if ckpt_path else self.run_directory.last_checkpoint()
         if checkpoint is not None:
             progress = progress_of(checkpoint)
@@ -163,15 +193,42 @@ class RunCLI(LightningCLI):
         _say(f"finished at step {self.trainer.global_step}: {self.run_directory.path}")
 
     def validate(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Measure the validation set with the last checkpoint, or with the given one."""
+        """Measure the validation set with the last checkpoint, or with the given one.
+
+        Args:
+            model: model of the checkpoint.
+            ckpt_path: checkpoint file; the run's last one by default.
+            **kwargs: passed on to `Trainer.validate`.
+
+        Raises:
+            FileNotFoundError: when no checkpoint is named and the run has none yet.
+        """
         self.trainer.validate(model, ckpt_path=self._evaluated(model, ckpt_path), **kwargs)
 
     def test(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Measure the test set with the last checkpoint, or with the given one."""
+        """Measure the test set with the last checkpoint, or with the given one.
+
+        Args:
+            model: model of the checkpoint.
+            ckpt_path: checkpoint file; the run's last one by default.
+            **kwargs: passed on to `Trainer.test`.
+
+        Raises:
+            FileNotFoundError: when no checkpoint is named and the run has none yet.
+        """
         self.trainer.test(model, ckpt_path=self._evaluated(model, ckpt_path), **kwargs)
 
     def predict(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Write a .ply per object with the last checkpoint, or with the given one."""
+        """Write a .ply per object with the last checkpoint, or with the given one.
+
+        Args:
+            model: model of the checkpoint.
+            ckpt_path: checkpoint file; the run's last one by default.
+            **kwargs: passed on to `Trainer.predict`, except that no predictions are kept in memory.
+
+        Raises:
+            FileNotFoundError: when no checkpoint is named and the run has none yet.
+        """
         kwargs["return_predictions"] = False
         self.trainer.predict(model, ckpt_path=self._evaluated(model, ckpt_path), **kwargs)
 
@@ -204,6 +261,10 @@ def main(command: str, arguments: list[str]) -> int:
 
     Returns:
         Exit code, see `gsforge.cli.entry.main`.
+
+    Raises:
+        ConfigError: when Lightning refuses the configuration.
+        SystemExit: when Lightning ends the process for another reason than Ctrl-C.
     """
     quieten()
     try:
