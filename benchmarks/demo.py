@@ -52,7 +52,11 @@ QUICK = Plan(train=8, heldout=2, steps=(4, 8))
 
 
 def main() -> int:
-    """Run the demo; exit code 0 if the model beats the baselines."""
+    """Run the demo; exit code 0 if the model beats the baselines.
+
+    Returns:
+        0 if the model beats the baselines, or with --quick; 1 otherwise.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few objects and steps: shows that everything runs")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for data and runs")
@@ -63,7 +67,12 @@ def main() -> int:
 
 
 class Demo:
-    """The steps, their timing, and the verdict."""
+    """The steps, their timing, and the verdict.
+
+    Args:
+        plan: sizes of the demo.
+        out: folder for data, runs and the report.
+    """
 
     def __init__(self, plan: Plan, out: Path) -> None:
         self.plan, self.out, self.console = plan, out, Console(highlight=False, soft_wrap=True)
@@ -81,7 +90,12 @@ class Demo:
         self.step("Put everything on one page", self.report)
 
     def step(self, title: str, action: Callable[[], None]) -> None:
-        """Announce, do and time one step."""
+        """Announce, do and time one step.
+
+        Args:
+            title: heading to print.
+            action: what to do.
+        """
         self.console.print(Panel(title, style="bold cyan", expand=False))
         started = time.perf_counter()
         action()
@@ -99,7 +113,11 @@ class Demo:
         self.gsforge(self.fit(1))
 
     def interrupt(self) -> None:
-        """Stage 2, with a Ctrl-C once half of its steps are in the log."""
+        """Stage 2, with a Ctrl-C once half of its steps are in the log.
+
+        Raises:
+            SystemExit: if the training fails.
+        """
         command = self.gsforge_command(self.fit(2))
         process = subprocess.Popen(command)
         while process.poll() is None and self.progress() < 0.5:
@@ -128,7 +146,14 @@ class Demo:
         self.gsforge(f"report {self.stage2} --out {self.out / 'report.html'} --size 192")
 
     def options(self, stage: int) -> str:
-        """Options of a training or test command."""
+        """Options of a training or test command.
+
+        Args:
+            stage: 1 or 2.
+
+        Returns:
+            The options, as typed in a shell.
+        """
         config, folder = ("vae_toy", self.stage1) if stage == 1 else ("vae_toy_stage2", self.stage2)
         options = f"--config configs/deg/{config}.yaml --config {TRAINER} --run_dir {folder} --data.train"
         options += f" {self.data / 'train'} --data.val {self.data / 'heldout'} --data.test {self.data / 'heldout'}"
@@ -142,11 +167,22 @@ class Demo:
         return options
 
     def fit(self, stage: int) -> str:
-        """The training command of a stage."""
+        """The training command of a stage.
+
+        Args:
+            stage: 1 or 2.
+
+        Returns:
+            The words after `gsforge`, as typed in a shell.
+        """
         return f"fit {self.options(stage)}"
 
     def progress(self) -> float:
-        """Share of stage 2 that its log shows as done."""
+        """Share of stage 2 that its log shows as done.
+
+        Returns:
+            Share in [0, 1]; 0 while nothing is logged.
+        """
         logs = sorted(self.stage2.glob("logs/csv/*/metrics.csv"))
         if not logs or not (rows := logs[-1].read_text().splitlines()[1:]):
             return 0.0
@@ -155,18 +191,32 @@ class Demo:
         return (int(rows[-1].split(",")[column]) + 1) / total
 
     def configured_steps(self) -> int:
-        """Steps of stage 2 by its configuration."""
+        """Steps of stage 2 by its configuration.
+
+        Returns:
+            Number of training steps.
+        """
         import yaml
 
         return int(yaml.safe_load(Path("configs/deg/vae_toy_stage2.yaml").read_text())["trainer"]["max_steps"])
 
     def gsforge_command(self, arguments: str) -> list[str]:
-        """Print a command as a user would type it; the words that run it here."""
+        """Print a command as a user would type it; the words that run it here.
+
+        Args:
+            arguments: the words after `gsforge`, as typed in a shell.
+
+        Returns:
+            Program and arguments for `subprocess`.
+        """
         self.console.print(f"[bold green]$ gsforge[/] {arguments}")
         return [str(Path(sys.executable).with_name("gsforge")), *shlex.split(arguments)]
 
     def gsforge(self, arguments: str) -> None:
         """Run a command to its end.
+
+        Args:
+            arguments: the words after `gsforge`, as typed in a shell.
 
         Raises:
             SystemExit: if the command fails.
@@ -176,7 +226,11 @@ class Demo:
             raise SystemExit(f"`gsforge {arguments}` ended with exit code {code}")
 
     def verdict(self) -> bool:
-        """Print times and results; whether every measure beats its baseline clearly."""
+        """Print times and results; whether every measure beats its baseline clearly.
+
+        Returns:
+            True if every measure beats its baseline by its margin.
+        """
         times = Table("step", "seconds", title="Time")
         for title, seconds in self.times:
             times.add_row(title, f"{seconds:.0f}")
