@@ -109,12 +109,27 @@ class ShardDataModule(LightningDataModule, ABC):
         return int(progress.state_dict()["processed"])
 
     def position(self) -> int:
-        """Number of samples that the run has trained on, which is the number of its next sample."""
+        """Number of samples that the run has trained on, which is the number of its next sample.
+
+        Returns:
+            The position, counted in samples over all ranks.
+
+        Raises:
+            RuntimeError: if no Trainer is attached.
+        """
         position, batches = self._origin
         return position + (self._batches() - batches) * self._batch_size
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, for the checkpoint, with what it was counted from."""
+        """The position, for the checkpoint, with what it was counted from.
+
+        Returns:
+            The position, the batches it was counted from, and the fingerprint of the training set (None if it was not
+            read).
+
+        Raises:
+            RuntimeError: if no Trainer is attached.
+        """
         train = self._stores.get("train")
         return {
             "position": self.position(),
@@ -123,7 +138,11 @@ class ShardDataModule(LightningDataModule, ABC):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at the checkpoint's position, even if `batch_size` changed since."""
+        """Continue at the checkpoint's position, even if `batch_size` changed since.
+
+        Args:
+            state_dict: what `state_dict` gave.
+        """
         self._origin = (state_dict["position"], state_dict["batches"])
         train = self._stores.get("train")
         if train is not None and state_dict["fingerprint"] not in (None, train.fingerprint):
@@ -134,8 +153,12 @@ class ShardDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> TrainLoader:
         """The rest of the run; its length is the run where `max_steps` is set, and one pass over the set otherwise.
 
+        Returns:
+            The loader of this rank's part of each batch, which begins at the run's position.
+
         Raises:
             DataError: if the batch cannot be shared out evenly to the ranks.
+            RuntimeError: if no Trainer is attached.
         """
         trainer, replicas = self._attached(), self._replicas()
         if self._batch_size % replicas["num_replicas"]:
@@ -161,15 +184,39 @@ class ShardDataModule(LightningDataModule, ABC):
         )
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """The validation set, see `EvaluationSampler`."""
+        """The validation set, see `EvaluationSampler`.
+
+        Returns:
+            The loader of this rank's part of the set.
+
+        Raises:
+            DataError: if the set cannot give what was asked for.
+            RuntimeError: if no Trainer is attached.
+        """
         return self._evaluation("val")
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """The test set, see `EvaluationSampler`."""
+        """The test set, see `EvaluationSampler`.
+
+        Returns:
+            The loader of this rank's part of the set.
+
+        Raises:
+            DataError: if the set cannot give what was asked for.
+            RuntimeError: if no Trainer is attached.
+        """
         return self._evaluation("test")
 
     def predict_dataloader(self) -> DataLoader[Sample]:
-        """The test set, see `EvaluationSampler`."""
+        """The test set, see `EvaluationSampler`.
+
+        Returns:
+            The loader of this rank's part of the set.
+
+        Raises:
+            DataError: if the set cannot give what was asked for.
+            RuntimeError: if no Trainer is attached.
+        """
         return self._evaluation("test")
 
     def _evaluation(self, name: str) -> DataLoader[Sample]:

@@ -51,7 +51,11 @@ class ShardEntry:
     samples: tuple[SampleEntry, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, which `from_json` reads."""
+        """Plain JSON values, which `from_json` reads.
+
+        Returns:
+            The fields by name; each sample is a list [key, offset, size, crc32].
+        """
         return asdict(self) | {"samples": [list(sample) for sample in self.samples]}
 
     @classmethod

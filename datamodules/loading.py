@@ -66,7 +66,12 @@ class RunDataset(Dataset[Sample]):
 
 
 class EvaluationDataset(Dataset[Sample]):
-    """The samples of a set in their order. Number -1 - i is sample i again, with `position` -1."""
+    """The samples of a set in their order. Number -1 - i is sample i again, with `position` -1.
+
+    Args:
+        store: where samples are read.
+        assemble: makes tensors of files; is called without a generator.
+    """
 
     def __init__(self, store: SampleStore, assemble: Assemble) -> None:
         self._store, self._assemble = store, assemble
@@ -126,6 +131,11 @@ class EvaluationSampler(DistributedSampler[int]):
 
     Ranks take equally many, as sharded models need; where the numbers do not divide, the last ones take a sample again
     under a negative number, see `EvaluationDataset`.
+
+    Args:
+        dataset: the set.
+        num_replicas: number of ranks that get different data.
+        rank: this rank.
     """
 
     def __init__(self, dataset: EvaluationDataset, num_replicas: int, rank: int) -> None:
@@ -206,8 +216,16 @@ class TrainLoader(DataLoader[Sample]):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing, since the DataModule saves the position; Lightning looks for the method on resumable loaders."""
+        """Nothing, since the DataModule saves the position; Lightning looks for the method on resumable loaders.
+
+        Returns:
+            An empty dictionary.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore, see `state_dict`."""
+        """Nothing to restore, see `state_dict`.
+
+        Args:
+            state: what `state_dict` gave; ignored.
+        """

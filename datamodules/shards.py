@@ -81,6 +81,9 @@ def describe_shard(path: Path, name: str) -> ShardEntry:
         path: the tar file.
         name: the file name to state.
 
+    Returns:
+        The entry: size and sha256 of the file, and place and checksum of each sample.
+
     Raises:
         DataError: if the file is no whole tar file.
     """
