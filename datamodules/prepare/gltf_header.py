@@ -48,6 +48,15 @@ def simplified_header(header: dict[str, Any]) -> dict[str, Any]:
     Attributes besides positions are renamed to custom ones, which trimesh hands over as they are. Each primitive
     becomes a mesh of its own below its node; its material's name is the material's index, and the number of
     materials where it names none. Buffers are named by their index.
+
+    Args:
+        header: the parsed JSON, which `check_header` has accepted.
+
+    Returns:
+        A new header; the one given stays as it is.
+
+    Raises:
+        MeshError: if geometry is stored in sparse arrays.
     """
     used = _used_accessors(header)
     nodes: list[dict[str, Any]] = [
@@ -88,7 +97,15 @@ def simplified_header(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def base_color(material: dict[str, Any]) -> tuple[list[float], dict[str, Any] | None]:
-    """Linear factor and texture reference of a material's base colour, or of its diffuse colour in the older model."""
+    """Linear factor and texture reference of a material's base colour, or of its diffuse colour in the older model.
+
+    Args:
+        material: the JSON of one material; empty for the default one.
+
+    Returns:
+        factor: [4] linear RGBA, white by default.
+        texture: the JSON reference to the texture, or None.
+    """
     specular = material.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness")
     if specular is not None and "pbrMetallicRoughness" not in material:
         return specular.get("diffuseFactor", [1.0] * 4), specular.get("diffuseTexture")
@@ -97,7 +114,14 @@ def base_color(material: dict[str, Any]) -> tuple[list[float], dict[str, Any] | 
 
 
 def texture_transform(reference: dict[str, Any]) -> dict[str, Any]:
-    """The KHR_texture_transform of a texture reference, or an empty one."""
+    """The KHR_texture_transform of a texture reference, or an empty one.
+
+    Args:
+        reference: the JSON reference to a texture.
+
+    Returns:
+        The JSON of the extension.
+    """
     return reference.get("extensions", {}).get("KHR_texture_transform", {})
 
 

@@ -22,6 +22,9 @@ def read_materials(header: dict[str, Any], buffers: list[bytes], folder: Path) -
         buffers: contents of the file's buffers.
         folder: the folder of the file; textures are read from there alone.
 
+    Returns:
+        The materials in the order of the file, then a plain white one.
+
     Raises:
         MeshError: for a texture that is missing, outside the folder, or of a kind that is not read.
     """
@@ -50,6 +53,12 @@ def uv_matrix(material: dict[str, Any]) -> NDArray[np.float64]:
     """[2, 3] affine map of texture coordinates from a material's KHR_texture_transform.
 
     Scaled first, then turned counter-clockwise as seen with v down, then shifted.
+
+    Args:
+        material: the JSON of one material; empty for the default one.
+
+    Returns:
+        [2, 3] matrix; (u, v, 1) in the file's coordinates maps to (u, v) in the image, v down.
     """
     reference = base_color(material)[1]
     transform = {} if reference is None else texture_transform(reference)

@@ -28,19 +28,45 @@ class MemoryResolver(Resolver):
         self._files = files
 
     def get(self, key: str) -> bytes:
-        """The contents of a file."""
+        """The contents of a file.
+
+        Args:
+            key: its name.
+
+        Returns:
+            Its bytes.
+
+        Raises:
+            KeyError: if there is no such file.
+        """
         return self._files[key]
 
     def keys(self) -> list[str]:
-        """All names."""
+        """All names.
+
+        Returns:
+            The names in the order in which the files were added.
+        """
         return list(self._files)
 
     def write(self, name: str, data: bytes) -> None:
-        """Add a file."""
+        """Add a file.
+
+        Args:
+            name: its name; a file of that name is replaced.
+            data: its contents.
+        """
         self._files[name] = data
 
     def namespaced(self, namespace: str) -> "MemoryResolver":
-        """The files below a folder."""
+        """The files below a folder.
+
+        Args:
+            namespace: the folder, with or without a slash at its end.
+
+        Returns:
+            A resolver of these files alone, named without the folder.
+        """
         start = namespace.rstrip("/") + "/"
         return MemoryResolver(
             {key.removeprefix(start): self._files[key] for key in self._files if key.startswith(start)}
@@ -53,6 +79,9 @@ def find_asset(folder: Path, name: str) -> Path:
     Args:
         folder: the folder of the mesh.
         name: path as written in the mesh file.
+
+    Returns:
+        The resolved path of the file.
 
     Raises:
         MeshError: if the path leads out of the folder, or there is no such file.
@@ -69,6 +98,13 @@ def find_asset(folder: Path, name: str) -> Path:
 def read_uri(folder: Path, uri: str) -> bytes:
     """Contents of a glTF reference: a data: URI, or a file in the mesh's folder.
 
+    Args:
+        folder: the folder of the mesh.
+        uri: the reference as written in the file.
+
+    Returns:
+        The bytes.
+
     Raises:
         MeshError: for another scheme, a missing file, or one outside the folder.
     """
@@ -84,6 +120,13 @@ def read_uri(folder: Path, uri: str) -> bytes:
 
 def decode_texture(data: bytes, name: str) -> NDArray[np.uint8]:
     """Decode an image to [H, W, 4] sRGB and alpha; one with a side above 2048 is shrunk by a whole factor.
+
+    Args:
+        data: contents of the image file.
+        name: what error messages call the image.
+
+    Returns:
+        [H, W, 4] uint8 sRGB colours and straight alpha, first row at the top.
 
     Raises:
         MeshError: if the image cannot be decoded, or is of no common format.

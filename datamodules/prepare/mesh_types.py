@@ -76,7 +76,14 @@ class TexturedMesh:
 
 
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Vectors [..., 3] scaled to length one; zero stays zero."""
+    """Vectors [..., 3] scaled to length one; zero stays zero.
+
+    Args:
+        vectors: [..., 3] real numbers.
+
+    Returns:
+        [..., 3] vectors of the same type.
+    """
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
 
@@ -98,6 +105,9 @@ def build_mesh(
         uvs: [Nv, 2] texture coordinates, v down; zeros by default.
         normals: [Nv, 3] shading normals of any length; face normals where absent, zero or not finite.
         colors: [Nv, 3 or 4] linear colours.
+
+    Returns:
+        The mesh, in the axes and units of `vertices`.
 
     Raises:
         MeshError: if a face refers to a vertex that does not exist, or an attribute has another length.
@@ -125,6 +135,13 @@ def build_mesh(
 
 def join_meshes(meshes: list[TexturedMesh]) -> TexturedMesh:
     """Put several meshes into one; materials are kept apart.
+
+    Args:
+        meshes: in the same axes and units.
+
+    Returns:
+        One mesh with the faces and materials in the order given; missing corner colours become white if any mesh has
+        some.
 
     Raises:
         MeshError: if the list is empty.

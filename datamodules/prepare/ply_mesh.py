@@ -21,6 +21,9 @@ def load_ply(path: Path, max_faces: int) -> TexturedMesh:
         path: the file.
         max_faces: most faces accepted.
 
+    Returns:
+        The mesh, with one material.
+
     Raises:
         MeshError: if the file cannot be used; the message says why.
     """

@@ -28,6 +28,9 @@ def load_obj(path: Path, max_faces: int) -> TexturedMesh:
         path: the file.
         max_faces: most triangles accepted; polygons count as the triangles they are cut into.
 
+    Returns:
+        All parts as one mesh, with one material for each part.
+
     Raises:
         MeshError: if the file cannot be used; the message says why.
     """
