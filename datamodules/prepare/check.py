@@ -39,7 +39,12 @@ class ShardReport:
 
 
 class ShardTask(NamedTuple):
-    """One shard to check: the folder of its set and its index entry."""
+    """One shard to check: the folder of its set and its index entry.
+
+    Attributes:
+        folder: local folder of the set.
+        shard: the shard's index entry.
+    """
 
     folder: str
     shard: ShardEntry
@@ -47,6 +52,12 @@ class ShardTask(NamedTuple):
 
 def shard_tasks(folder: Path) -> list[ShardTask]:
     """The shards of a set of objects.
+
+    Args:
+        folder: local folder of the set.
+
+    Returns:
+        One task for each shard, in the order of the index.
 
     Raises:
         DataError: if the index cannot be used, or two samples have the same key.
@@ -62,7 +73,17 @@ def shard_tasks(folder: Path) -> list[ShardTask]:
 
 
 def check_shard(task: ShardTask) -> ShardReport:
-    """Compare a shard with its index entry, and look at each of its objects."""
+    """Compare a shard with its index entry, and look at each of its objects.
+
+    Args:
+        task: the shard, and the folder of its set.
+
+    Returns:
+        What was found; problems with the content of the file are reported, not raised.
+
+    Raises:
+        OSError: if the file cannot be opened or read.
+    """
     path = Path(task.folder) / task.shard.file
     try:
         found = describe_shard(path, task.shard.file)
@@ -87,7 +108,15 @@ def check_shard(task: ShardTask) -> ShardReport:
 
 
 def report_of(task: ShardTask, result: ShardReport | Failure) -> ShardReport:
-    """The report of a shard, also where the check itself broke down."""
+    """The report of a shard, also where the check itself broke down.
+
+    Args:
+        task: the shard that was checked.
+        result: what the pool returned for it.
+
+    Returns:
+        The report; a failure becomes its only problem, with no sample looked at.
+    """
     if isinstance(result, Failure):
         return ShardReport(task.shard.file, 0, [f"{task.shard.file}: the check failed: {result.reason}"])
     return result
@@ -95,6 +124,12 @@ def report_of(task: ShardTask, result: ShardReport | Failure) -> ShardReport:
 
 def check_object(members: Members) -> Iterator[str]:
     """Problems of one object: members, shapes, cameras, ranges, and depth against surface points.
+
+    Args:
+        members: the files of the object's sample.
+
+    Yields:
+        One line for each problem; nothing if the object is sound.
 
     Raises:
         SampleError: if a member cannot be decoded or has another shape or type.

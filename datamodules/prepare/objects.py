@@ -66,12 +66,22 @@ class ObjectSettings:
             raise DataError(f"seed {self.seed} is not in [0, 2^32)")
 
     def to_json(self) -> dict[str, Any]:
-        """All settings as JSON values."""
+        """All settings as JSON values.
+
+        Returns:
+            The settings by name.
+        """
         return asdict(self)
 
 
 def find_meshes(folder: Path) -> list[Source]:
     """All mesh files below a folder in the order of their paths, with a unique key each.
+
+    Args:
+        folder: where to look, subfolders included.
+
+    Returns:
+        One source for each file, named by its path below the folder.
 
     Raises:
         DataError: if there is none.
@@ -92,6 +102,12 @@ def find_meshes(folder: Path) -> list[Source]:
 def toy_sources(count: int) -> list[Source]:
     """Sources of generated objects.
 
+    Args:
+        count: number of objects.
+
+    Returns:
+        Sources named toy_000000, toy_000001 and so on, numbered from 0.
+
     Raises:
         DataError: if `count` is not positive.
     """
@@ -103,6 +119,14 @@ def toy_sources(count: int) -> list[Source]:
 def make_mesh_object(folder: Path, settings: ObjectSettings, source: Source) -> EncodedSample:
     """Turn one mesh file into a sample.
 
+    Args:
+        folder: what the source's name is relative to.
+        settings: how to render.
+        source: the object to make: its key, name and number.
+
+    Returns:
+        The encoded sample.
+
     Raises:
         MeshError: if the file cannot be used.
     """
@@ -110,7 +134,15 @@ def make_mesh_object(folder: Path, settings: ObjectSettings, source: Source) -> 
 
 
 def make_toy_object(settings: ObjectSettings, source: Source) -> EncodedSample:
-    """Generate one toy object and turn it into a sample."""
+    """Generate one toy object and turn it into a sample.
+
+    Args:
+        settings: how to render; its seed and the source's number decide on the object.
+        source: the object to make: its key, name and number.
+
+    Returns:
+        The encoded sample, with the object's family in its record.
+    """
     mesh, family = toy_object(settings.seed, source.number)
     return encode_object(mesh, source, settings, family)
 
@@ -125,6 +157,9 @@ def encode_object(
         source: its name and key, which also shift the cameras and seed the points.
         settings: how to render.
         family: kind of a generated object, for its record.
+
+    Returns:
+        The sample: record, colour, depth and normal images of each view, and surface points.
 
     Raises:
         MeshError: if the mesh has no extent or no surface.

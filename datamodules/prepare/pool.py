@@ -64,7 +64,17 @@ class Pool(Generic[Task, Result]):
         self._idle, self._busy = [], {}
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Result | Failure]:
-        """Results in the order of the tasks; a few more than were taken are computed ahead."""
+        """Results in the order of the tasks; a few more than were taken are computed ahead.
+
+        Args:
+            tasks: what to call the function with; picklable unless there are no workers.
+
+        Yields:
+            For each task its result, or a failure that says why there is none.
+
+        Raises:
+            DataError: if worker processes cannot start.
+        """
         if self._count == 0:
             with _one_torch_thread():
                 yield from (_attempt(self._function, self._expected, task) for task in tasks)

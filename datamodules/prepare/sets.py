@@ -65,15 +65,33 @@ class SetPlan:
         return -(-len(self.sources) // self.shard_size)
 
     def shard_sources(self, number: int) -> Sequence[Source]:
-        """The sources of one shard."""
+        """The sources of one shard.
+
+        Args:
+            number: of the shard, 0 <= number < shards.
+
+        Returns:
+            Its sources; the last shard may have fewer than `shard_size`.
+        """
         return self.sources[number * self.shard_size : (number + 1) * self.shard_size]
 
     def manifest(self, number: int) -> Path:
-        """Where the manifest of a finished shard lies."""
+        """Where the manifest of a finished shard lies.
+
+        Args:
+            number: of the shard, 0 <= number < shards.
+
+        Returns:
+            The path, whether or not the file is there.
+        """
         return self.out / _STATE / f"shard-{number:06d}.json"
 
     def describe(self) -> dict[str, Any]:
-        """What must not change between two runs into the same folder."""
+        """What must not change between two runs into the same folder.
+
+        Returns:
+            The settings with the kind, shard size, number and hash of the sources, as JSON values.
+        """
         names = hashlib.sha256("\n".join(source.name for source in self.sources).encode()).hexdigest()
         return {
             "schema": _SCHEMA,
@@ -129,6 +147,9 @@ def write_set(
         timeout: seconds that one sample may take.
         rank: which part, 0 <= rank < world.
         world: number of parts.
+
+    Returns:
+        State of the whole set, with what other ranks have finished.
 
     Raises:
         DataError: if the folder belongs to another plan, the disk is full, or no source at all could be used.
@@ -212,6 +233,12 @@ def _write_one(
 
 def finish(plan: SetPlan) -> SetSummary:
     """Gather what all ranks have finished; write the failures so far, and the index if the set is complete.
+
+    Args:
+        plan: what the set is made of.
+
+    Returns:
+        State of the set now.
 
     Raises:
         DataError: if the set is complete and empty.

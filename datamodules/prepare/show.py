@@ -29,6 +29,9 @@ def contact_sheet(folder: str, objects: int, views: int, size: int, columns: int
         size: side of each picture in pixels.
         columns: objects side by side.
 
+    Returns:
+        The sheet, an RGB image.
+
     Raises:
         DataError: if the set or one of the chosen objects cannot be read.
     """
@@ -46,7 +49,12 @@ def contact_sheet(folder: str, objects: int, views: int, size: int, columns: int
 
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """Write a sheet as PNG; missing folders are made."""
+    """Write a sheet as PNG; missing folders are made.
+
+    Args:
+        sheet: the picture.
+        path: the file to write.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, "png")
 
