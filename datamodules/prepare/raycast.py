@@ -66,6 +66,9 @@ def render_views(
         cameras: C cameras without batch dimensions.
         supersampling: rays along each side of a pixel.
         shading: strength of the hemisphere light, 0 (none) to 1.
+
+    Returns:
+        One view for each camera.
     """
     caster = _Caster(mesh, shading)
     count, height, width = cameras.count, cameras.height, cameras.width

@@ -35,6 +35,9 @@ def sample_surface(mesh: TexturedMesh, count: int, seed: int) -> SurfacePoints:
         count: number of points.
         seed: of the draw; the same mesh, count and seed give the same points.
 
+    Returns:
+        Exactly `count` points, in the frame and units of the mesh.
+
     Raises:
         MeshError: if the mesh has no area, or next to none of it is solid.
     """

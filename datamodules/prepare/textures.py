@@ -15,12 +15,26 @@ _LINEAR_OF_BYTE: NDArray[np.float32] = np.where(
 
 
 def srgb_to_linear(values: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Decode 8-bit sRGB values to linear light in [0, 1]."""
+    """Decode 8-bit sRGB values to linear light in [0, 1].
+
+    Args:
+        values: [...] uint8.
+
+    Returns:
+        [...] float32.
+    """
     return _LINEAR_OF_BYTE[values]
 
 
 def linear_to_srgb(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Encode linear light to 8-bit sRGB values; values outside [0, 1] are clipped."""
+    """Encode linear light to 8-bit sRGB values; values outside [0, 1] are clipped.
+
+    Args:
+        values: [...] linear light.
+
+    Returns:
+        [...] uint8.
+    """
     values = np.clip(values, 0.0, 1.0)
     encoded = np.where(values <= 0.0031308, values * 12.92, 1.055 * np.power(values, 1 / 2.4) - 0.055)
     return np.round(encoded * 255).astype(np.uint8)
@@ -52,6 +66,9 @@ class MipTexture:
             image: [H, W, 4] sRGB colours and alpha.
             wrap: what happens beyond the image, along u and v.
             filtered: False keeps the image alone, for lookups in full detail.
+
+        Returns:
+            The texture; its first level is the full image.
         """
         levels = [np.ascontiguousarray(image)]
         channels = _decode(image) if filtered else np.zeros(0, np.float32)

@@ -14,7 +14,14 @@ _SHARP = 0.8  # cosine of the bend from which a profile has an edge
 
 @dataclass(frozen=True)
 class Part:
-    """A surface whose attributes belong to vertices: positions, faces, texture coordinates, and normals or None."""
+    """A surface whose attributes belong to vertices: positions, faces, texture coordinates, and normals or None.
+
+    Attributes:
+        vertices: [Nv, 3] positions.
+        faces: [F, 3] indices into `vertices`.
+        uvs: [Nv, 2] texture coordinates, v down.
+        normals: [Nv, 3] of any length, or None for those of the faces.
+    """
 
     vertices: Array
     faces: NDArray[np.int64]
@@ -22,11 +29,28 @@ class Part:
     normals: Array | None = None
 
     def shifted(self, x: float = 0, y: float = 0, z: float = 0) -> "Part":
-        """The part moved."""
+        """The part moved.
+
+        Args:
+            x: distance along x.
+            y: distance along y.
+            z: distance along z.
+
+        Returns:
+            The moved part.
+        """
         return replace(self, vertices=self.vertices + np.array([x, y, z], float))
 
     def turned(self, angle: float, axis: int = 2) -> "Part":
-        """The part turned about an axis through the origin, by radians."""
+        """The part turned about an axis through the origin, by radians.
+
+        Args:
+            angle: in radians, counter-clockwise as seen with the axis pointing at the viewer.
+            axis: 0, 1 or 2 for x, y or z.
+
+        Returns:
+            The turned part.
+        """
         first, second = (axis + 1) % 3, (axis + 2) % 3
         rotation = np.eye(3)
         rotation[[first, second], [first, second]] = np.cos(angle)
@@ -45,6 +69,9 @@ def surface(
         rows: cells along v.
         columns: cells along u.
         tiles: how often the texture repeats along u and v.
+
+    Returns:
+        The part, with smooth normals.
     """
     u, v = np.meshgrid(np.linspace(0, 1, columns + 1), np.linspace(0, 1, rows + 1))
     along_u = position(u + _DIFFERENCE, v) - position(u - _DIFFERENCE, v)
@@ -67,6 +94,9 @@ def lathe(heights: Array, radii: Array, columns: int = 48, tiles: tuple[float, f
         radii: [n] distances from the axis.
         columns: cells around the axis.
         tiles: repeats of the texture around the axis and along the profile.
+
+    Returns:
+        The part about the z axis, with smooth normals between its edges.
     """
     steps = np.stack([np.diff(radii), np.diff(heights)], axis=1)
     lengths = np.linalg.norm(steps, axis=1)
@@ -95,7 +125,15 @@ def _lathe_run(heights: Array, radii: Array, knots: Array, columns: int, tiles: 
 
 
 def sphere(radius: float = 0.5, tiles: tuple[float, float] = (4, 2)) -> Part:
-    """A sphere about the origin."""
+    """A sphere about the origin.
+
+    Args:
+        radius: of the sphere.
+        tiles: repeats of the texture around the z axis and along it.
+
+    Returns:
+        The part, with smooth normals.
+    """
     return superquadric((radius, radius, radius), (1.0, 1.0), tiles)
 
 
@@ -106,6 +144,9 @@ def superquadric(sizes: tuple[float, float, float], exponents: tuple[float, floa
         sizes: half extents along x, y, z.
         exponents: of the cross-sections that contain z, and of the one across it.
         tiles: repeats of the texture around the axis and along it.
+
+    Returns:
+        The part, with smooth normals.
     """
 
     def power(values: Array, exponent: float) -> Array:
@@ -129,6 +170,9 @@ def tube(path: Callable[[Array], Array], radius: float, rows: int = 96, tiles: t
         radius: of the tube.
         rows: cells along the curve.
         tiles: repeats of the texture around the tube and along it.
+
+    Returns:
+        The part, open at both ends, with smooth normals.
     """
     reference = np.array([0.21, 0.13, 0.97])
 
@@ -145,13 +189,30 @@ def tube(path: Callable[[Array], Array], radius: float, rows: int = 96, tiles: t
 
 
 def rod(start: tuple[float, float, float], end: tuple[float, float, float], radius: float) -> Part:
-    """A thin straight tube between two points."""
+    """A thin straight tube between two points.
+
+    Args:
+        start: x, y, z of one end.
+        end: x, y, z of the other end.
+        radius: of the rod.
+
+    Returns:
+        The part, open at both ends, with smooth normals.
+    """
     first, last = np.array(start, float), np.array(end, float)
     return tube(lambda t: first + t[..., None] * (last - first), radius, rows=4, tiles=(1, 4))
 
 
 def box(sizes: tuple[float, float, float], density: float = 2.0) -> Part:
-    """A box about the origin; each side carries the texture upright, `density` tiles to a unit of length."""
+    """A box about the origin; each side carries the texture upright, `density` tiles to a unit of length.
+
+    Args:
+        sizes: full extents along x, y, z.
+        density: tiles of the texture to a unit of length.
+
+    Returns:
+        The part, with flat sides.
+    """
     sides = []
     for axis in range(3):
         for sign in (-1.0, 1.0):
@@ -173,6 +234,9 @@ def prism(outline: Array, height: float, density: float = 2.0) -> Part:
         outline: [n, 2] corners.
         height: extent along z, centred on the origin.
         density: tiles of the texture to a unit of length.
+
+    Returns:
+        The closed part, with flat sides.
     """
     count = len(outline)
     following = np.roll(outline, -1, axis=0)
@@ -193,7 +257,14 @@ def prism(outline: Array, height: float, density: float = 2.0) -> Part:
 
 
 def joined(parts: list[Part]) -> Part:
-    """Several parts as one; it has smooth normals if all of them have."""
+    """Several parts as one; it has smooth normals if all of them have.
+
+    Args:
+        parts: at least one.
+
+    Returns:
+        One part with the vertices and faces in the order given.
+    """
     firsts = np.cumsum([0] + [len(part.vertices) for part in parts])
     normals = [part.normals for part in parts if part.normals is not None]
     return Part(

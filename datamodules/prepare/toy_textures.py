@@ -13,13 +13,27 @@ _Pattern = Callable[[np.random.Generator, NDArray[np.float64], NDArray[np.float6
 
 
 def random_color(generator: np.random.Generator) -> NDArray[np.float64]:
-    """A saturated sRGB colour, [3] in [0, 1]."""
+    """A saturated sRGB colour, [3] in [0, 1].
+
+    Args:
+        generator: source of the random draws.
+
+    Returns:
+        [3] float64 sRGB colour.
+    """
     hue, saturation, value = generator.uniform((0, 0.55, 0.6), (1, 1, 1))
     return np.array(colorsys.hsv_to_rgb(hue, saturation, value))
 
 
 def color_pair(generator: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Two sRGB colours that differ clearly: a saturated one, and one of another hue, nearly white or nearly black."""
+    """Two sRGB colours that differ clearly: a saturated one, and one of another hue, nearly white or nearly black.
+
+    Args:
+        generator: source of the random draws.
+
+    Returns:
+        Two colours, each [3] float64 in [0, 1].
+    """
     first = random_color(generator)
     kind = generator.integers(4)
     if kind == 0:
@@ -32,13 +46,28 @@ def color_pair(generator: np.random.Generator) -> tuple[NDArray[np.float64], NDA
 
 
 def plain(generator: np.random.Generator) -> Material:
-    """A material of one colour, without a texture."""
+    """A material of one colour, without a texture.
+
+    Args:
+        generator: source of the random draws.
+
+    Returns:
+        The material, opaque.
+    """
     linear = random_color(generator) ** 2.2
     return Material((float(linear[0]), float(linear[1]), float(linear[2]), 1.0))
 
 
 def textured(generator: np.random.Generator, kind: str | None = None) -> Material:
-    """A material with a texture of the given kind (a name in `PATTERNS`), or of a random one."""
+    """A material with a texture of the given kind (a name in `PATTERNS`), or of a random one.
+
+    Args:
+        generator: source of the random draws.
+        kind: a name in `PATTERNS`; a random one if None.
+
+    Returns:
+        The material, whose texture is [128, 128, 4] uint8, opaque.
+    """
     name = kind or str(generator.choice(sorted(PATTERNS)))
     u, v = np.meshgrid(*[(np.arange(_SIZE) + 0.5) / _SIZE] * 2)
     weights = np.clip(PATTERNS[name](generator, u, v), 0, 1)[..., None]
