@@ -1,6 +1,6 @@
 """Rendering of 3D Gaussians: one `rasterize`, several backends."""
 
 from gsforge.render.api import rasterize
-from gsforge.render.types import RenderOutput, RenderSettings
+from gsforge.render.types import Contribution, RenderOutput, RenderSettings
 
-__all__ = ["RenderOutput", "RenderSettings", "rasterize"]
+__all__ = ["Contribution", "RenderOutput", "RenderSettings", "rasterize"]

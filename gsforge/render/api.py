@@ -1,15 +1,19 @@
 """The one entry to rendering: `rasterize`, whatever draws."""
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from gsforge.core.cameras import Cameras
 from gsforge.core.gaussians import Gaussians
-from gsforge.render.types import RenderOutput, RenderSettings
+from gsforge.render.checks import check_shapes
+from gsforge.render.normals import gaussian_normals
+from gsforge.render.types import Contribution, RenderInputs, RenderOutput, RenderSettings
 
-Backend = Literal["auto", "reference", "cuda"]
+Backend = Literal["auto", "reference", "cpu", "cuda"]
 
 
 def rasterize(
@@ -17,73 +21,72 @@ def rasterize(
     cameras: Cameras,
     *,
     backgrounds: Tensor | None = None,
+    colors: Tensor | None = None,
     features: Tensor | None = None,
+    normals: bool = False,
+    contribution: Contribution | None = None,
     settings: RenderSettings | None = None,
     backend: Backend = "auto",
 ) -> RenderOutput:
     """Draw Gaussians from several cameras by front-to-back alpha compositing (3D Gaussian Splatting, gsplat 1.5.3).
 
-    Differentiable to every attribute of the Gaussians, to `features`, `backgrounds` and the extrinsics; with the
-    reference also to the intrinsics. Autocast is switched off inside: half precision would move Gaussians by pixels.
+    Differentiable to every attribute of the Gaussians, to `colors`, `features`, `backgrounds` and the extrinsics; with
+    the reference also to the intrinsics. Autocast is switched off inside: in half precision, Gaussians would move by
+    pixels.
 
     Args:
         gaussians: batch shape [...]; see `Gaussians.stack` for scenes of different size.
         cameras: batch shape [...], the same as the Gaussians'.
         backgrounds: [..., C, 3] colour behind everything; black by default.
-        features: [..., N, F] extra channels composited with the weights of the colour.
+        colors: [..., N, 3], or [..., C, N, 3] for each view its own: used as they are, without clamping, instead of
+            the spherical harmonics.
+        features: [..., N, F], or [..., C, N, F] for each view its own: extra channels composited with the weights of
+            the colour.
+        normals: whether to composite the normals of the Gaussians, the axes of their smallest scales.
+        contribution: asks for the loss against target images and for the share of each Gaussian in it.
         settings: constants of the image formation.
         backend: `auto` takes gsplat on CUDA tensors and the reference elsewhere.
 
     Returns:
-        The rendered images.
+        The rendered images; `features`, `normals` and `loss` only where asked for.
 
     Raises:
         ValueError: if shapes, devices or dtypes do not fit together; says which argument.
         RuntimeError: if the `cuda` backend is asked for and cannot run.
     """
-    settings = settings or RenderSettings()
-    _check(gaussians, cameras, backgrounds, features)
+    check_shapes(gaussians, cameras, backgrounds, colors, features, contribution)
     if backgrounds is None:
         backgrounds = gaussians.means.new_zeros(*cameras.batch_shape, cameras.count, 3)
-    if backend == "auto":
-        backend = "cuda" if gaussians.means.is_cuda else "reference"
-    if backend not in ("cuda", "reference"):
-        raise ValueError(f"backend: expected auto, reference or cuda, got {backend!r}")
+    inputs = RenderInputs(gaussians, cameras, backgrounds, colors, features, contribution, settings or RenderSettings())
+    draw = _backend(backend, gaussians.means.device)
     with torch.autocast(gaussians.means.device.type, enabled=False):
-        if backend == "cuda":
-            from gsforge.render.cuda import rasterize_cuda
-
-            return rasterize_cuda(gaussians, cameras, backgrounds, features, settings)
-        from gsforge.render.reference import rasterize_reference
-
-        return rasterize_reference(gaussians, cameras, backgrounds, features, settings)
+        return _draw_with_normals(draw, inputs) if normals else draw(inputs)
 
 
-def _check(gaussians: Gaussians, cameras: Cameras, backgrounds: Tensor | None, features: Tensor | None) -> None:
-    batch, count, views = gaussians.batch_shape, gaussians.count, cameras.count
-    sh_terms = gaussians.sh.shape[-2] if gaussians.sh.dim() >= 2 else 0
-    expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
-        ("gaussians.means", gaussians.means, (count, 3)),
-        ("gaussians.quats", gaussians.quats, (count, 4)),
-        ("gaussians.scales", gaussians.scales, (count, 3)),
-        ("gaussians.opacities", gaussians.opacities, (count,)),
-        ("gaussians.sh", gaussians.sh, (count, sh_terms, 3)),
-        ("cameras.world_to_camera", cameras.world_to_camera, (views, 4, 4)),
-        ("cameras.intrinsics", cameras.intrinsics, (views, 3, 3)),
-        ("backgrounds", backgrounds, (views, 3)),
-        ("features", features, (count, features.shape[-1] if features is not None else 0)),
-    ]
-    for name, tensor, shape in expected:
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != (*batch, *shape):
-            raise ValueError(f"{name}: expected shape {[*batch, *shape]}, got {list(tensor.shape)}")
-        if tensor.device != gaussians.means.device or tensor.dtype != gaussians.means.dtype:
-            raise ValueError(
-                f"{name}: expected {gaussians.means.dtype} on {gaussians.means.device} as gaussians.means, "
-                f"got {tensor.dtype} on {tensor.device}; move it with .to()"
-            )
-    if sh_terms not in (1, 4, 9, 16, 25):
-        raise ValueError(f"gaussians.sh: expected 1, 4, 9, 16 or 25 coefficients (degree 0 to 4), got {sh_terms}")
-    if not torch.is_floating_point(gaussians.means):
-        raise ValueError(f"gaussians.means: expected floating point, got {gaussians.means.dtype}")
+def _backend(name: Backend, device: torch.device) -> Callable[[RenderInputs], RenderOutput]:
+    """The function that draws. Imported when needed: Numba and gsplat take seconds."""
+    if name not in get_args(Backend):
+        raise ValueError(f"backend: expected {', '.join(get_args(Backend))}, got {name!r}")
+    if name == "auto":
+        name = "cuda" if device.type == "cuda" else "reference"
+    if name == "cuda":
+        from gsforge.render.cuda import rasterize_cuda
+
+        return rasterize_cuda
+    if name == "cpu":
+        from gsforge.render.cpu import rasterize_cpu
+
+        return rasterize_cpu
+    from gsforge.render.reference import rasterize_reference
+
+    return rasterize_reference
+
+
+def _draw_with_normals(draw: Callable[[RenderInputs], RenderOutput], inputs: RenderInputs) -> RenderOutput:
+    """Normals are features, which differ between the views; the backends know nothing more of them."""
+    channels = gaussian_normals(inputs.gaussians, inputs.cameras)
+    if inputs.features is not None:
+        channels = torch.cat([inputs.per_view(inputs.features), channels], dim=-1)
+    drawn = draw(replace(inputs, features=channels))
+    features, normals = cast(Tensor, drawn.features).tensor_split([channels.shape[-1] - 3], dim=-3)
+    return replace(drawn, features=None if inputs.features is None else features, normals=normals)

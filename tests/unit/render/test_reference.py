@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from gsforge.core.cameras import Cameras, cameras_around, sphere_hammersley
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.sh import rgb_to_sh_dc, sh_basis
-from gsforge.render import RenderOutput, RenderSettings, rasterize, reference
+from gsforge.render import RenderOutput, RenderSettings, pairs, rasterize, reference
 
 
 def random_scene(
@@ -155,13 +155,13 @@ def test_bounds_of_memory_do_not_change_the_images(monkeypatch: pytest.MonkeyPat
     scene, cameras = random_scene((2,)), two_cameras((2,))
     features = torch.rand(2, scene.count, 2, dtype=torch.float64)
     whole = rasterize(scene, cameras, features=features)
-    monkeypatch.setattr(reference, "_PAIRS_AT_ONCE", 50)
+    monkeypatch.setattr(pairs, "_PAIRS_AT_ONCE", 50)
     monkeypatch.setattr(reference, "_SPLATS_AT_ONCE", 10)
     composited, composite = [], reference._composite
 
-    def counted(images: Tensor, spans: reference._Spans, *rest: object) -> None:
-        composited.append(int(spans.count.sum()))
-        composite(images, spans, *rest)
+    def counted(images: Tensor, drawn: pairs.Pairs, *rest: Tensor) -> None:
+        composited.append(len(drawn.splat))
+        composite(images, drawn, *rest)
 
     monkeypatch.setattr(reference, "_composite", counted)
     with torch.no_grad():
