@@ -10,7 +10,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo bench test lint clean
 
 help: ## show the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -27,6 +27,9 @@ $(SETUP): pyproject.toml constraints.txt
 
 demo: $(SETUP) ## from nothing to a trained, resumed, reported model (12 minutes on 2 cores)
 	$(BIN)/python -m benchmarks.demo
+
+bench: $(SETUP) ## speed of the renderer on the CPU against gsplat (15 minutes)
+	$(BIN)/python -m benchmarks.speed.rasterize
 
 lint: $(SETUP) ## style, types and layer contracts
 	$(BIN)/ruff check .

@@ -1,0 +1,177 @@
+"""Clocks: CPU and wall time of tasks that take turns, peak memory, the arithmetic limit of a core, the machine."""
+
+import ctypes
+import gc
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numba import njit
+
+from benchmarks.speed import shim
+
+Key = TypeVar("Key", bound=Hashable)
+_LANES, _STEPS = 96, 2_000_000
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often a task is repeated.
+
+    Attributes:
+        least: rounds in any case.
+        most: rounds for fast tasks.
+        seconds: time that all rounds together may take, between those limits.
+    """
+
+    least: int
+    most: int
+    seconds: float
+
+    def fit(self, one_round: float) -> int:
+        """Number of rounds for a duration.
+
+        Args:
+            one_round: seconds.
+
+        Returns:
+            The number of rounds.
+        """
+        return max(self.least, min(self.most, int(self.seconds / one_round)))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians over the rounds.
+
+    Attributes:
+        cpu_ms: time of all threads of the process.
+        wall_ms: time that passed.
+        shim_ms: part of cpu_ms that went into `shim`.
+        rounds: how many there were.
+    """
+
+    cpu_ms: float
+    wall_ms: float
+    shim_ms: float
+    rounds: int
+
+    @property
+    def without_shim(self) -> float:
+        """CPU milliseconds if the shim took no time."""
+        return self.cpu_ms - self.shim_ms
+
+
+def take_turns(tasks: Mapping[Key, Callable[[], object]], rounds: Rounds) -> dict[Key, Timing]:
+    """Time tasks that alternate, so that whatever slows the machine down slows all of them.
+
+    Args:
+        tasks: each is called once to warm up, and then once a round.
+        rounds: how often.
+
+    Returns:
+        The time of each.
+    """
+    started = time.perf_counter()
+    for task in tasks.values():
+        task()
+    repeats = rounds.fit(time.perf_counter() - started)
+    samples: dict[Key, list[tuple[float, float, float]]] = {key: [] for key in tasks}
+    for _ in range(repeats):
+        for key, task in tasks.items():
+            samples[key].append(_once(task))
+    return {key: _medians(rows) for key, rows in samples.items()}
+
+
+def _medians(samples: list[tuple[float, float, float]]) -> Timing:
+    cpu, wall, shim_part = (1e3 * statistics.median(column) for column in zip(*samples, strict=True))
+    return Timing(cpu, wall, shim_part, len(samples))
+
+
+def _once(task: Callable[[], object]) -> tuple[float, float, float]:
+    """Seconds of CPU, wall and shim."""
+    gc.collect()
+    shim_before, cpu, wall = shim.clock.seconds, time.process_time(), time.perf_counter()
+    task()
+    return time.process_time() - cpu, time.perf_counter() - wall, shim.clock.seconds - shim_before
+
+
+def peak_memory(task: Callable[[], object]) -> float | None:
+    """Memory that a call adds at its peak to what the process holds.
+
+    What a renderer keeps between its calls is in neither number.
+
+    Args:
+        task: what to call; warmed up.
+
+    Returns:
+        Megabytes, or None where the system does not let a process reset its peak.
+    """
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # else memory freed by earlier calls is used again and does not show
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    before = _status("VmRSS")
+    task()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+
+
+def peak_gflops() -> float:
+    """Multiply-adds in single precision that one core does at best, two operations each.
+
+    Returns:
+        GFLOP/s.
+    """
+    times = []
+    _multiply_add(np.float32(0.9), np.float32(0.1), 1)
+    for _ in range(7):
+        started = time.process_time()
+        _multiply_add(np.float32(0.9), np.float32(0.1), _STEPS)
+        times.append(time.process_time() - started)
+    return 2 * _LANES * _STEPS / min(times) / 1e9
+
+
+@njit(fastmath={"contract"}, cache=True)
+def _multiply_add(factor: Any, summand: Any, steps: int) -> Any:
+    """Independent chains, few enough to stay in registers and enough to hide the latency."""
+    chains = np.ones(_LANES, np.float32)
+    for _ in range(steps):
+        for lane in range(_LANES):
+            chains[lane] = chains[lane] * factor + summand
+    return chains[0]
+
+
+def machine() -> dict[str, str]:
+    """What the numbers were measured on.
+
+    Returns:
+        Processor, cores, versions and load of the machine.
+    """
+    models = [line for line in _cpuinfo() if line.startswith("model name")]
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numba", "gsplat")]
+    return {
+        "processor": models[0].partition(":")[2].strip() if models else platform.processor(),
+        "cores": str(os.cpu_count()),
+        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+        "load": f"{os.getloadavg()[0]:.2f} at the start",
+    }
+
+
+def _cpuinfo() -> list[str]:
+    file = Path("/proc/cpuinfo")
+    return file.read_text().splitlines() if file.exists() else []
