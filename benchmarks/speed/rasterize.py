@@ -90,7 +90,7 @@ def run(plan: Plan, peers: Sequence[Contender], threads: int, out: Path, backend
     Returns:
         The results.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     out.mkdir(parents=True, exist_ok=True)
     ours, rounds, machine = own(backend), plan.rounds, measure.machine()
     before = torch.get_num_threads()
