@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gsforge.core.cameras import Cameras
 from gsforge.core.gaussians import Gaussians
-from gsforge.render.checks import check_shapes
+from gsforge.render.checks import check_shapes, check_values
 from gsforge.render.normals import gaussian_normals
 from gsforge.render.types import Contribution, RenderInputs, RenderOutput, RenderSettings
 
@@ -51,24 +51,34 @@ def rasterize(
         The rendered images; `features`, `normals` and `loss` only where asked for.
 
     Raises:
-        ValueError: if shapes, devices or dtypes do not fit together; says which argument.
+        ValueError: if shapes, devices or dtypes do not fit together, or if values cannot be drawn (not finite, scales
+            below zero, opacities outside [0, 1], quaternions not of length 1, cameras that are none); says which
+            argument, and where in it.
         RuntimeError: if the `cuda` backend is asked for and cannot run.
     """
     check_shapes(gaussians, cameras, backgrounds, colors, features, contribution)
     if backgrounds is None:
         backgrounds = gaussians.means.new_zeros(*cameras.batch_shape, cameras.count, 3)
     inputs = RenderInputs(gaussians, cameras, backgrounds, colors, features, contribution, settings or RenderSettings())
-    draw = _backend(backend, gaussians.means.device)
+    name = _backend(backend, gaussians.means.device)
     with torch.autocast(gaussians.means.device.type, enabled=False):
+        # `cpu` checks values inside of its operator, under torch.compile as well; here the read would break the graph.
+        if name != "cpu" and not torch.compiler.is_compiling():
+            check_values(inputs)
+        draw = _import(name)
         return _draw_with_normals(draw, inputs) if normals else draw(inputs)
 
 
-def _backend(name: Backend, device: torch.device) -> Callable[[RenderInputs], RenderOutput]:
-    """The function that draws. Imported when needed: Numba and gsplat take seconds."""
+def _backend(name: Backend, device: torch.device) -> Backend:
     if name not in get_args(Backend):
         raise ValueError(f"backend: expected {', '.join(get_args(Backend))}, got {name!r}")
     if name == "auto":
-        name = "cuda" if device.type == "cuda" else "reference"
+        return "cuda" if device.type == "cuda" else "reference"
+    return name
+
+
+def _import(name: Backend) -> Callable[[RenderInputs], RenderOutput]:
+    """The function that draws; imported when needed, because Numba and gsplat take seconds."""
     if name == "cuda":
         from gsforge.render.cuda import rasterize_cuda
 

@@ -12,7 +12,7 @@ from gsforge.render import cuda, rasterize
 
 
 def test_tensors_on_the_cpu_are_refused() -> None:
-    scene = Gaussians(torch.zeros(1, 3), torch.ones(1, 4), torch.ones(1, 3), torch.ones(1), torch.zeros(1, 1, 3))
+    scene = Gaussians(torch.zeros(1, 3), torch.eye(4)[:1], torch.ones(1, 3), torch.ones(1), torch.zeros(1, 1, 3))
     with pytest.raises(RuntimeError, match=r"got cpu: move .* or use backend='reference'"):
         rasterize(scene, cameras_around(sphere_hammersley(1), 2.0, 0.7, 8), backend="cuda")
 

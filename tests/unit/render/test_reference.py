@@ -249,7 +249,7 @@ def test_nothing_to_draw_gives_the_background() -> None:
 @pytest.mark.parametrize("mode", ["classic", "antialiased"])
 def test_gradients_are_finite_for_degenerate_gaussians(mode: str) -> None:
     scene, cameras = random_scene(count=8, size=0.3), two_cameras()
-    scene.quats[0] = 0
+    scene.quats[0] = torch.tensor([0.0, 0.0, 0.0, 1.0])
     scene.opacities[1] = 0
     scene.opacities[2] = 1
     scene.scales[3] = 0
