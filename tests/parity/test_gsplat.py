@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from gsforge.core.cameras import Cameras, cameras_around, sphere_hammersley
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.sh import sh_to_rgb
-from gsforge.render import RenderOutput, RenderSettings, rasterize
+from gsforge.render import Contribution, RenderSettings, rasterize
 from gsforge.render.projection import project
 
 gsplat = pytest.importorskip("gsplat.cuda._torch_impl", reason="gsplat is not installed: pip install 'gsforge[cuda]'")
@@ -132,39 +132,71 @@ def test_images_composed_from_the_projection_of_gsplat(mode: str) -> None:
         torch.testing.assert_close(torch.cat([drawn.rgb[view], drawn.alpha[view]]), image, rtol=0, atol=1e-9)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("mode", ["classic", "antialiased"])
+IMAGES = ("rgb", "alpha", "depth", "features", "normals", "loss")
+LEAVES = (
+    "means", "quats", "scales", "opacities", "sh", "world_to_camera", "backgrounds", "features", "colors", "tokens",
+)  # fmt: skip
+
+
+def draw_all(
+    backend: str, device: str, dtype: torch.dtype, mode: str, inputs: dict[str, Tensor], loss: str, colored: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Every image, and the gradient of one weighted sum of them all to every input; on the CPU, in float64."""
+    leaves = {name: tensor.to(device, dtype).clone().requires_grad_() for name, tensor in inputs.items()}
+    still = three_cameras()
+    intrinsics = still.intrinsics.expand(*inputs["world_to_camera"].shape[:-2], 3, 3)
+    drawn = rasterize(
+        Gaussians(*(leaves[name] for name in LEAVES[:5])),
+        Cameras(leaves["world_to_camera"], intrinsics.to(device, dtype), still.width, still.height),
+        backgrounds=leaves["backgrounds"],
+        colors=leaves["colors"] if colored else None,
+        features=leaves["features"],
+        normals=True,
+        contribution=Contribution(leaves["target"].detach(), leaves["tokens"], loss=loss),
+        settings=RenderSettings(mode=mode),
+        backend=backend,
+    )
+    generator = torch.Generator().manual_seed(0)
+    images = {name: getattr(drawn, name) for name in IMAGES}
+    total = torch.zeros((), device=device, dtype=dtype)
+    for image in images.values():
+        total = total + (image * torch.randn(image.shape, generator=generator, dtype=torch.float64).to(image)).sum()
+    wanted = [name for name in LEAVES if name != ("sh" if colored else "colors")]
+    gradients = torch.autograd.grad(total, [leaves[name] for name in wanted])
+    return (
+        {name: image.detach().cpu().double() for name, image in images.items()},
+        {name: gradient.cpu().double() for name, gradient in zip(wanted, gradients, strict=True)},
+    )
+
+
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(("mode", "loss", "colored"), [("classic", "l1", False), ("antialiased", "l2", True)])
 @pytest.mark.parametrize("batch", [(), (2,)])
-def test_cuda_kernels(batch: tuple[int, ...], mode: str) -> None:
-    scene, cameras = random_scene(batch, count=2000), three_cameras(batch)
-    backgrounds = torch.rand(*batch, 3, 3, dtype=torch.float64)
-    features = torch.rand(*batch, scene.count, 6, dtype=torch.float64)
-    weights: list[Tensor] = []
+def test_backends_against_the_reference(
+    batch: tuple[int, ...], mode: str, loss: str, colored: bool, backend: str
+) -> None:
+    scene, generator = random_scene(batch, count=2000), torch.Generator().manual_seed(3)
 
-    def draw(backend: str, device: str, dtype: torch.dtype) -> tuple[RenderOutput, list[Tensor]]:
-        leaves = [scene.means, scene.quats, scene.scales, scene.opacities, scene.sh, cameras.world_to_camera]
-        leaves = [leaf.to(device, dtype).clone().requires_grad_() for leaf in [*leaves, backgrounds, features]]
-        views = Cameras(leaves[5], cameras.intrinsics.to(device, dtype), cameras.width, cameras.height)
-        drawn = rasterize(
-            Gaussians(*leaves[:5]), views, backgrounds=leaves[6], features=leaves[7],
-            settings=RenderSettings(mode=mode), backend=backend,
-        )  # fmt: skip
-        images = [drawn.rgb, drawn.alpha, drawn.depth, drawn.features]
-        if not weights:
-            weights.extend(torch.randn(image.shape, dtype=torch.float64) for image in images)
-        loss = sum((image * weight.to(image)).sum() for image, weight in zip(images, weights, strict=True))
-        return drawn, list(torch.autograd.grad(loss, leaves))
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*batch, *shape, generator=generator, dtype=torch.float64)
 
-    oracle, oracle_gradients = draw("reference", "cpu", torch.float64)
-    drawn, gradients = draw("cuda", "cuda", torch.float32)
-    for name in ("rgb", "alpha", "depth", "features"):
-        error = (getattr(drawn, name).cpu().double() - getattr(oracle, name)).abs()
+    inputs = {name: getattr(scene, name) for name in LEAVES[:5]} | {
+        "world_to_camera": three_cameras(batch).world_to_camera,
+        "backgrounds": uniform(3, 3),
+        "features": uniform(3, 2000, 4) if colored else uniform(2000, 4),  # with and without the dimension of the views
+        "colors": uniform(3, 2000, 3),
+        "tokens": uniform(2000),
+        "target": uniform(3, 3, 26, 40),
+    }
+    oracle, oracle_gradients = draw_all("reference", "cpu", torch.float64, mode, inputs, loss, colored)
+    drawn, gradients = draw_all(backend, backend, torch.float32, mode, inputs, loss, colored)
+    for name, expected in oracle.items():
+        error = (drawn[name] - expected).abs()
         assert error.mean() < 1e-5, name
-        assert error.max() < 2 / 255 * math.ceil(getattr(oracle, name).abs().max()), name
-    names = ("means", "quats", "scales", "opacities", "sh", "world_to_camera", "backgrounds", "features")
-    for name, own, expected in zip(names, gradients, oracle_gradients, strict=True):
+        assert error.max() < 2 / 255 * math.ceil(expected.abs().max()), name
+    for name, expected in oracle_gradients.items():
         # Pairs at the alpha threshold may fall on either side, so single entries are not compared.
-        assert (own.cpu().double() - expected).norm() < 5e-3 * expected.norm(), name
+        assert (gradients[name] - expected).norm() < 5e-3 * expected.norm(), name
 
 
 @pytest.mark.gpu
