@@ -30,8 +30,8 @@ def rasterize(
 ) -> RenderOutput:
     """Draw Gaussians from several cameras by front-to-back alpha compositing (3D Gaussian Splatting, gsplat 1.5.3).
 
-    Differentiable to every attribute of the Gaussians, to `colors`, `features`, `backgrounds` and the extrinsics; with
-    the reference also to the intrinsics. Autocast is switched off inside: in half precision, Gaussians would move by
+    Differentiable to every attribute of the Gaussians, to `colors`, `features`, `backgrounds` and the extrinsics; on
+    CPUs also to the intrinsics. Autocast is switched off inside: in half precision, Gaussians would move by
     pixels.
 
     Args:
@@ -45,7 +45,7 @@ def rasterize(
         normals: whether to composite the normals of the Gaussians, the axes of their smallest scales.
         contribution: asks for the loss against target images and for the share of each Gaussian in it.
         settings: constants of the image formation.
-        backend: `auto` takes gsplat on CUDA tensors and the reference elsewhere.
+        backend: `auto` takes gsplat on CUDA tensors and our own kernels on CPUs; `reference` specifies both.
 
     Returns:
         The rendered images; `features`, `normals` and `loss` only where asked for.
@@ -62,8 +62,8 @@ def rasterize(
     inputs = RenderInputs(gaussians, cameras, backgrounds, colors, features, contribution, settings or RenderSettings())
     name = _backend(backend, gaussians.means.device)
     with torch.autocast(gaussians.means.device.type, enabled=False):
-        # `cpu` checks values inside of its operator, under torch.compile as well; here the read would break the graph.
-        if name != "cpu" and not torch.compiler.is_compiling():
+        # Here the read of a value would break a compiled graph; the operator of `cpu` then checks by itself.
+        if not torch.compiler.is_compiling():
             check_values(inputs)
         draw = _import(name)
         return _draw_with_normals(draw, inputs) if normals else draw(inputs)
@@ -73,7 +73,7 @@ def _backend(name: Backend, device: torch.device) -> Backend:
     if name not in get_args(Backend):
         raise ValueError(f"backend: expected {', '.join(get_args(Backend))}, got {name!r}")
     if name == "auto":
-        return "cuda" if device.type == "cuda" else "reference"
+        return "cuda" if device.type == "cuda" else "cpu"
     return name
 
 

@@ -1,0 +1,224 @@
+"""Which splats touch which tiles, front to back; only exact bounds of the ellipses are used, and no sort of pairs."""
+
+import math
+
+import numpy as np
+
+from gsforge.render.cpu.prepare import pixels_between
+from gsforge.render.cpu.tiles import (
+    DEPTH,
+    HALF_HEIGHT,
+    LOG_255,
+    LOG_OPACITY,
+    TILE_HEIGHT,
+    TILE_WIDTH,
+    A,
+    B,
+    C,
+    X,
+    Y,
+    kernel,
+)
+
+_MARGIN = 1e-3  # px, as in `prepare.py`
+_DIGIT = 11  # bits of a pass of the radix sort
+
+
+@kernel
+def find_spans(first, end, splats, rows, span_starts, width, height, spans, counts):
+    """Find, for the splats first..end-1, the tiles touched in each row of tiles.
+
+    Args:
+        first: first splat.
+        end: splat after the last.
+        splats: [S, 8].
+        rows: [S, 2] first row, number of rows.
+        span_starts: [S] where the rows of a splat begin in `spans`.
+        width: of the image.
+        height: of the image.
+        spans: [R, 2] written: first tile column, and the one after the last.
+        counts: [S] written: tiles touched in all.
+    """
+    for s in range(first, end):
+        total = 0
+        for k in range(rows[s, 1]):
+            top = (rows[s, 0] + k) * TILE_HEIGHT
+            left, right = span_of_rows(splats[s], top + 0.5, min(top + TILE_HEIGHT, height) - 0.5)
+            first_pixel, end_pixel = pixels_between(left, right, width)
+            span = span_starts[s] + k
+            spans[span, 0], spans[span, 1] = 0, 0
+            if first_pixel < end_pixel:
+                spans[span, 0], spans[span, 1] = first_pixel // TILE_WIDTH, (end_pixel - 1) // TILE_WIDTH + 1
+                total += spans[span, 1] - spans[span, 0]
+        counts[s] = total
+
+
+@kernel
+def span_of_rows(splat, low, high):
+    """Least and largest x of the ellipse p^2 + r^2 <= reach between y = low and y = high."""
+    reach = max(LOG_255 + splat[LOG_OPACITY], 0.0)
+    a, b, c = splat[A], splat[B], splat[C]
+    low = max(low - splat[Y], -splat[HALF_HEIGHT])
+    high = min(high - splat[Y], splat[HALF_HEIGHT])
+    # The rightmost point of the ellipse; the leftmost lies opposite.
+    at = -b * math.sqrt(reach / (c * c + b * b)) / c
+    right, left = min(max(at, low), high), min(max(-at, low), high)
+    half_right = math.sqrt(max(reach - c * c * right * right, 0.0))
+    half_left = math.sqrt(max(reach - c * c * left * left, 0.0))
+    return splat[X] + (-half_left - b * left) / a - _MARGIN, splat[X] + (half_right - b * right) / a + _MARGIN
+
+
+@kernel
+def sort_by_depth(first, end, splats, counts, count, order, visible, keys, spare_order, spare_keys):
+    """Order the splats of the images first..end-1 that touch a tile, front to back; equal depths keep their order.
+
+    A radix sort of the depths rounded to float32, whose bits order positive numbers, then an insertion sort that
+    settles what rounding made equal.
+
+    Args:
+        first: first image.
+        end: image after the last.
+        splats: [S, 8].
+        counts: [S] tiles touched.
+        count: splats of an image.
+        order: [S] written: splats of an image in order, at the image's first place.
+        visible: [I] written: number of splats in order.
+        keys: [S] uint32, to scribble on.
+        spare_order: [S] to scribble on.
+        spare_keys: [S] uint32, to scribble on.
+    """
+    starts = np.empty((1 << _DIGIT) + 1, np.int64)
+    single = np.empty(1, np.float32)
+    bits = single.view(np.uint32)
+    for image in range(first, end):
+        begin, found = image * count, 0
+        for s in range(begin, begin + count):
+            if counts[s] > 0:
+                single[0] = splats[s, DEPTH]
+                order[begin + found], keys[begin + found] = s, bits[0]
+                found += 1
+        visible[image] = found
+        o, k = order[begin : begin + found], keys[begin : begin + found]
+        spare_o, spare_k = spare_order[begin : begin + found], spare_keys[begin : begin + found]
+        for shift in range(0, 32, _DIGIT):
+            sort_by_digit(shift, o, k, spare_o, spare_k, starts)
+            o, spare_o, k, spare_k = spare_o, o, spare_k, k
+        for i in range(found):
+            order[begin + i] = o[i]  # after an odd number of passes `o` is the spare one
+        settle_ties(splats, order[begin : begin + found])
+
+
+@kernel
+def sort_by_digit(shift, order, keys, to_order, to_keys, starts):
+    """One stable pass of a radix sort."""
+    mask = np.uint32((1 << _DIGIT) - 1)
+    starts[:] = 0
+    for i in range(len(order)):
+        starts[((keys[i] >> np.uint32(shift)) & mask) + 1] += 1
+    for digit in range(1, len(starts)):
+        starts[digit] += starts[digit - 1]
+    for i in range(len(order)):
+        digit = (keys[i] >> np.uint32(shift)) & mask
+        place = starts[digit]
+        starts[digit] += 1
+        to_order[place], to_keys[place] = order[i], keys[i]
+
+
+@kernel
+def settle_ties(splats, order):
+    """Insertion sort by exact depth."""
+    if len(order) == 0:
+        return
+    before = splats[order[0], DEPTH]
+    for i in range(1, len(order)):
+        s = order[i]
+        depth = splats[s, DEPTH]
+        if depth >= before:
+            before = depth
+            continue
+        place = i
+        while place > 0 and splats[order[place - 1], DEPTH] > depth:
+            order[place] = order[place - 1]
+            place -= 1
+        order[place] = s
+
+
+@kernel
+def count_in_rows(first, end, rows, span_starts, spans, count, tiles_y, first_row, end_row, counts):
+    """Count the tiles that the splats first..end-1 touch in the rows of tiles first_row..end_row-1 of all images."""
+    for s in range(first, end):
+        total = 0
+        row = s // count * tiles_y + rows[s, 0]
+        for k in range(rows[s, 1]):
+            if (row + k >= first_row) & (row + k < end_row):
+                total += spans[span_starts[s] + k, 1] - spans[span_starts[s] + k, 0]
+        counts[s] = total
+
+
+@kernel
+def count_splats_of_tiles(first, end, chunk_row, rows, span_starts, spans, count, tiles_x, tiles_y, tile_counts):
+    """Count the splats of each tile in some rows of tiles.
+
+    Args:
+        first: first row, counted from `chunk_row`.
+        end: row after the last.
+        chunk_row: row that the chunk begins with, numbered over all images.
+        rows: [S, 2].
+        span_starts: [S].
+        spans: [R, 2].
+        count: splats of an image.
+        tiles_x: tiles in a row.
+        tiles_y: rows of an image.
+        tile_counts: [tiles of the chunk] added to.
+    """
+    first_row, end_row = chunk_row + first, chunk_row + end
+    for image in range(first_row // tiles_y, (end_row - 1) // tiles_y + 1):
+        for s in range(image * count, (image + 1) * count):
+            row = image * tiles_y + rows[s, 0]
+            for k in range(max(first_row - row, 0), min(rows[s, 1], end_row - row)):
+                span = span_starts[s] + k
+                tile = (row + k - chunk_row) * tiles_x
+                for column in range(spans[span, 0], spans[span, 1]):
+                    tile_counts[tile + column] += 1
+
+
+@kernel
+def fill_tiles(
+    first, end, chunk_row, rows, span_starts, spans, order, visible, slot_starts, count, tiles_x, tiles_y,
+    cursors, entries,
+):  # fmt: skip
+    """Write the entries of the tiles of some rows, front to back.
+
+    Args:
+        first: first row, counted from `chunk_row`.
+        end: row after the last.
+        chunk_row: row that the chunk begins with, numbered over all images.
+        rows: [S, 2].
+        span_starts: [S].
+        spans: [R, 2].
+        order: [S] splats of each image front to back.
+        visible: [I] number of them.
+        slot_starts: [S] where the slots of a splat begin: one for each tile of the chunk that it touches.
+        count: splats of an image.
+        tiles_x: tiles in a row.
+        tiles_y: rows of an image.
+        cursors: [tiles of the chunk] where the next entry of a tile goes; moved on.
+        entries: [M, 2] written: splat, slot.
+    """
+    first_row, end_row = chunk_row + first, chunk_row + end
+    for image in range(first_row // tiles_y, (end_row - 1) // tiles_y + 1):
+        for i in range(image * count, image * count + visible[image]):
+            s = order[i]
+            row = image * tiles_y + rows[s, 0]
+            if (row >= end_row) | (row + rows[s, 1] <= first_row):
+                continue
+            slot = slot_starts[s]
+            for k in range(max(chunk_row - row, 0), min(rows[s, 1], end_row - row)):
+                span = span_starts[s] + k
+                if row + k >= first_row:
+                    tile = (row + k - chunk_row) * tiles_x
+                    for column in range(spans[span, 0], spans[span, 1]):
+                        place = cursors[tile + column]
+                        cursors[tile + column] = place + 1
+                        entries[place, 0], entries[place, 1] = s, slot + column - spans[span, 0]
+                slot += spans[span, 1] - spans[span, 0]

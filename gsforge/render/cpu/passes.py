@@ -1,0 +1,380 @@
+"""The forward and the backward pass: arrays in, arrays out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gsforge.render.cpu import accumulate, bin, differentiate, draw, geometry, prepare
+from gsforge.render.cpu.threads import run
+from gsforge.render.cpu.tiles import LOG_255, MAX_ALPHA, SPLAT_COLUMNS, TILE_HEIGHT, TILE_WIDTH
+from gsforge.render.types import RenderSettings
+
+Array = NDArray[Any]
+
+# Entries (splat, tile) held at once; beyond, tiles are drawn in chunks of rows. 60 to 100 bytes each with gradients.
+MAX_ENTRIES = 1 << 22
+# Items worth a call from another thread.
+_SPLATS, _TILES, _ROWS, _BLOCKS = 4096, 16, 1, 4
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Contiguous arrays of one dtype: B scenes with N Gaussians each, I = B * views images.
+
+    Attributes:
+        means: [B, N, 3].
+        quats: [B, N, 4].
+        scales: [B, N, 3].
+        opacities: [B, N].
+        sh: [B, N, K, 3].
+        colors: [B or I, N, 3] instead of `sh`, or [0, N, 3].
+        features: [B or I, N, F].
+        cameras: [I, 19] float64, see `geometry`.
+        backgrounds: [I, 3].
+        width: of the images.
+        height: of the images.
+        settings: constants of the image formation.
+    """
+
+    means: Array
+    quats: Array
+    scales: Array
+    opacities: Array
+    sh: Array
+    colors: Array
+    features: Array
+    cameras: Array
+    backgrounds: Array
+    width: int
+    height: int
+    settings: RenderSettings
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.cameras)
+
+    @property
+    def count(self) -> int:
+        """Number of Gaussians of a scene."""
+        return self.means.shape[1]
+
+    @property
+    def tiles_x(self) -> int:
+        """Tiles in a row."""
+        return -(-self.width // TILE_WIDTH)
+
+    @property
+    def tiles_y(self) -> int:
+        """Rows of tiles of an image."""
+        return -(-self.height // TILE_HEIGHT)
+
+    @property
+    def limits(self) -> Array:
+        """[3] largest exponent, largest alpha, transmittance stop."""
+        return np.array([LOG_255, MAX_ALPHA, self.settings.transmittance_stop], self.means.dtype)
+
+    @property
+    def feature_repeat(self) -> int:
+        """Images that share a row of features."""
+        return max(self.images // max(len(self.features), 1), 1)
+
+
+@dataclass(frozen=True)
+class Splats:
+    """What the backward pass needs of the forward pass.
+
+    Attributes:
+        table: [S, 8] float64.
+        colors: [S, 3].
+        rows: [S, 2] int32 first row of tiles, number of rows.
+        spans: [R, 2] int32 tile columns touched in each of these rows.
+        counts: [S] int32 tiles touched.
+        order: [S] int32 front to back in each image.
+        visible: [I] int64 number of them.
+    """
+
+    table: Array
+    colors: Array
+    rows: Array
+    spans: Array
+    counts: Array
+    order: Array
+    visible: Array
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of tiles with the splats that touch them.
+
+    Attributes:
+        first_tile: number of the first tile.
+        tiles: number of tiles.
+        tile_starts: [tiles + 1] int64 where a tile begins in `entries`.
+        entries: [M, 2] int32 splat and slot.
+        slot_starts: [S] int64.
+        counts: [S] int32 slots of each splat.
+    """
+
+    first_tile: int
+    tiles: int
+    tile_starts: Array
+    entries: Array
+    slot_starts: Array
+    counts: Array
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is drawn.
+
+    Attributes:
+        rgb: [I, 3, H, W].
+        alpha: [I, 1, H, W].
+        depth: [I, 1, H, W].
+        features: [I, F, H, W].
+        rests: [I, H, W] transmittance behind everything.
+        lasts: [I, H, W] int32 entries of the tile up to the last one drawn.
+    """
+
+    rgb: Array
+    alpha: Array
+    depth: Array
+    features: Array
+    rests: Array
+    lasts: Array
+
+
+@dataclass(frozen=True)
+class ImageGradients:
+    """Incoming gradients, shaped as the images; for the contribution see `differentiate_tiles`.
+
+    Attributes:
+        rgb: [I, 3, H, W].
+        alpha: [I, 1, H, W].
+        depth: [I, 1, H, W].
+        features: [I, F, H, W].
+        loss: [I, 1, H, W] or empty.
+        residuals: [I, 3, H, W] or empty.
+        contribution: one of NO_LOSS, L1, L2, FIRST_ORDER.
+    """
+
+    rgb: Array
+    alpha: Array
+    depth: Array
+    features: Array
+    loss: Array
+    residuals: Array
+    contribution: int
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Outgoing gradients, shaped as the fields of `Scene`; sums over views where these share a value.
+
+    Attributes:
+        means: [B, N, 3].
+        quats: [B, N, 4].
+        scales: [B, N, 3].
+        opacities: [B, N].
+        sh: [B, N, K, 3].
+        colors: as given.
+        features: as given.
+        cameras: [I, 19] float64.
+        backgrounds: [I, 3].
+        tokens: [B, N].
+    """
+
+    means: Array
+    quats: Array
+    scales: Array
+    opacities: Array
+    sh: Array
+    colors: Array
+    features: Array
+    cameras: Array
+    backgrounds: Array
+    tokens: Array
+
+
+def forward(scene: Scene) -> tuple[Images, Splats]:
+    """Draw.
+
+    Args:
+        scene: what is drawn.
+
+    Returns:
+        The images, and what `backward` needs.
+    """
+    splats = _prepare(scene)
+    shape, real = (scene.height, scene.width), scene.means.dtype
+    images = Images(
+        rgb=np.empty((scene.images, 3, *shape), real),
+        alpha=np.empty((scene.images, 1, *shape), real),
+        depth=np.empty((scene.images, 1, *shape), real),
+        features=np.empty((scene.images, scene.features.shape[2], *shape), real),
+        rests=np.empty((scene.images, *shape), real),
+        lasts=np.empty((scene.images, *shape), np.int32),
+    )
+    for chunk in _chunks(scene, splats):
+        run(
+            draw.draw_tiles, chunk.tiles, _TILES,
+            chunk.first_tile, chunk.tile_starts, chunk.entries, splats.table, splats.colors, scene.features,
+            scene.feature_repeat, scene.limits, scene.tiles_x, scene.tiles_y, scene.backgrounds,
+            images.rgb, images.alpha, images.depth, images.features, images.rests, images.lasts,
+        )  # fmt: skip
+    return images, splats
+
+
+def backward(scene: Scene, splats: Splats, rests: Array, lasts: Array, v: ImageGradients) -> Gradients:
+    """Undo.
+
+    Args:
+        scene: what was drawn.
+        splats: from `forward`.
+        rests: from `forward`.
+        lasts: from `forward`.
+        v: gradients of the images.
+
+    Returns:
+        The gradients of the scene; for the SH and the colours those of the one that was drawn.
+    """
+    real, columns = scene.means.dtype, differentiate.GRAD_FEATURES + scene.features.shape[2]
+    totals = np.zeros((len(splats.counts), columns), real)
+    v_backgrounds = np.zeros((scene.images * scene.tiles_y * scene.tiles_x, 3), real)
+    for chunk in _chunks(scene, splats):
+        sums = np.empty((len(chunk.entries), columns), real)
+        run(
+            differentiate.differentiate_tiles, chunk.tiles, _TILES,
+            chunk.first_tile, chunk.tile_starts, chunk.entries, splats.table, splats.colors, scene.features,
+            scene.feature_repeat, scene.limits, scene.tiles_x, scene.tiles_y, scene.backgrounds, rests, lasts,
+            v.rgb, v.alpha, v.depth, v.features, v.loss, v.residuals, v.contribution, sums, v_backgrounds,
+        )  # fmt: skip
+        run(accumulate.add_slots, len(totals), _SPLATS, chunk.slot_starts, chunk.counts, sums, totals)
+    return _gradients(scene, splats, totals, v_backgrounds)
+
+
+def _gradients(scene: Scene, splats: Splats, totals: Array, v_backgrounds: Array) -> Gradients:
+    scenes, views, settings = len(scene.means), scene.images // max(len(scene.means), 1), scene.settings
+    blocks = scenes * -(-scene.count // accumulate.BLOCK)
+    v_means, v_quats = np.empty_like(scene.means), np.empty_like(scene.quats)
+    v_scales, v_opacities = np.empty_like(scene.scales), np.empty_like(scene.opacities)
+    v_cameras = np.empty((blocks, views, geometry.CAMERA_COLUMNS))
+    run(
+        accumulate.differentiate_geometry, blocks, _BLOCKS,
+        scene.means, scene.quats, scene.scales, scene.opacities, scene.cameras, scene.width, scene.height,
+        settings.eps2d, settings.mode == "antialiased", splats.table, splats.counts, totals,
+        v_means, v_quats, v_scales, v_opacities, v_cameras,
+    )  # fmt: skip
+    v_sh = np.empty_like(scene.sh)
+    if len(scene.colors) == 0:
+        run(
+            accumulate.differentiate_colors, blocks, _BLOCKS,
+            scene.means, scene.sh, scene.cameras, splats.colors, splats.counts, totals, v_sh, v_means, v_cameras,
+        )  # fmt: skip
+    by_view = totals.reshape(scenes, views, scene.count, totals.shape[1])
+    red, token, features = differentiate.GRAD_RED, differentiate.GRAD_TOKEN, differentiate.GRAD_FEATURES
+    return Gradients(
+        means=v_means,
+        quats=v_quats,
+        scales=v_scales,
+        opacities=v_opacities,
+        sh=v_sh,
+        colors=_over_views(by_view[..., red : red + 3], scene.colors),
+        features=_over_views(by_view[..., features:], scene.features),
+        cameras=v_cameras.reshape(scenes, -1, views, geometry.CAMERA_COLUMNS).sum(1).reshape(scene.cameras.shape),
+        backgrounds=v_backgrounds.reshape(scene.images, -1, 3).sum(1),
+        tokens=by_view[..., token].sum(1),
+    )
+
+
+def _over_views(values: Array, given: Array) -> Array:
+    """Sum gradients [B, views, N, D] over the views, unless every view was given a value of its own."""
+    if len(given) <= len(values):
+        return values.sum(1)[: len(given)]
+    return np.ascontiguousarray(values).reshape(given.shape)
+
+
+def _prepare(scene: Scene) -> Splats:
+    number, settings = scene.images * scene.count, scene.settings
+    table = np.empty((number, SPLAT_COLUMNS))
+    rows = np.empty((number, 2), np.int32)
+    run(
+        prepare.prepare_splats, number, _SPLATS,
+        scene.means, scene.quats, scene.scales, scene.opacities, scene.cameras, scene.width, scene.height,
+        settings.eps2d, settings.near, settings.far, settings.radius_clip, settings.mode == "antialiased", table, rows,
+    )  # fmt: skip
+    colors = np.empty((number, 3), scene.means.dtype)
+    if len(scene.colors):
+        repeat = scene.images // len(scene.colors)
+        run(prepare.copy_colors, number, _SPLATS, scene.colors, repeat, rows, colors)
+    else:
+        run(prepare.color_splats, number, _SPLATS, scene.means, scene.sh, scene.cameras, rows, colors)
+    spans = np.empty((int(rows[:, 1].sum()), 2), np.int32)
+    counts = np.empty(number, np.int32)
+    span_starts = _starts(rows[:, 1])
+    run(bin.find_spans, number, _SPLATS, table, rows, span_starts, scene.width, scene.height, spans, counts)
+    order, spare_order = np.empty(number, np.int32), np.empty(number, np.int32)
+    keys, spare_keys = np.empty(number, np.uint32), np.empty(number, np.uint32)
+    visible = np.empty(scene.images, np.int64)
+    run(
+        bin.sort_by_depth, scene.images, 1, table, counts, scene.count, order, visible, keys, spare_order, spare_keys
+    )  # fmt: skip
+    return Splats(table, colors, rows, spans, counts, order, visible)
+
+
+def _chunks(scene: Scene, splats: Splats) -> Iterator[Chunk]:
+    """Groups of rows of tiles with at most `MAX_ENTRIES` entries, or one row."""
+    all_rows = scene.images * scene.tiles_y
+    if int(splats.counts.sum(dtype=np.int64)) <= MAX_ENTRIES:
+        yield _chunk(scene, splats, 0, all_rows)
+        return
+    width = splats.spans[:, 1] - splats.spans[:, 0]
+    owner = np.repeat(np.arange(len(splats.rows)), splats.rows[:, 1])
+    within = np.arange(len(width)) - _starts(splats.rows[:, 1])[owner]
+    row = owner // scene.count * scene.tiles_y + splats.rows[owner, 0] + within
+    entries_of_row = np.bincount(row, weights=width, minlength=all_rows).astype(np.int64)
+    first, entries = 0, 0
+    for row in range(all_rows):
+        if entries + entries_of_row[row] > MAX_ENTRIES and row > first:
+            yield _chunk(scene, splats, first, row)
+            first, entries = row, 0
+        entries += entries_of_row[row]
+    yield _chunk(scene, splats, first, all_rows)
+
+
+def _chunk(scene: Scene, splats: Splats, first_row: int, end_row: int) -> Chunk:
+    span_starts, counts = _starts(splats.rows[:, 1]), splats.counts
+    sizes = scene.count, scene.tiles_x, scene.tiles_y
+    if end_row - first_row < scene.images * scene.tiles_y:
+        counts = np.empty_like(counts)
+        run(
+            bin.count_in_rows, len(counts), _SPLATS,
+            splats.rows, span_starts, splats.spans, scene.count, scene.tiles_y, first_row, end_row, counts,
+        )  # fmt: skip
+    tiles, origin = (end_row - first_row) * scene.tiles_x, first_row * scene.tiles_x
+    tile_counts = np.zeros(tiles, np.int64)
+    run(
+        bin.count_splats_of_tiles, end_row - first_row, _ROWS,
+        first_row, splats.rows, span_starts, splats.spans, *sizes, tile_counts,
+    )  # fmt: skip
+    tile_starts = np.zeros(tiles + 1, np.int64)
+    np.cumsum(tile_counts, out=tile_starts[1:])
+    entries = np.empty((int(tile_starts[-1]), 2), np.int32)
+    slot_starts = _starts(counts)
+    run(
+        bin.fill_tiles, end_row - first_row, _ROWS,
+        first_row, splats.rows, span_starts, splats.spans, splats.order, splats.visible, slot_starts, *sizes,
+        tile_starts[:-1].copy(), entries,
+    )  # fmt: skip
+    return Chunk(origin, tiles, tile_starts, entries, slot_starts, counts)
+
+
+def _starts(counts: Array) -> Array:
+    """Exclusive prefix sum, int64."""
+    starts = np.zeros(len(counts), np.int64)
+    np.cumsum(counts[:-1], out=starts[1:])
+    return starts
