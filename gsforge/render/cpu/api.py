@@ -42,18 +42,19 @@ def rasterize_cpu(inputs: RenderInputs) -> RenderOutput:
 def _draw(inputs: RenderInputs) -> RenderOutput:
     gaussians, cameras, contribution = inputs.gaussians, inputs.cameras, inputs.contribution
     batch, size = cameras.batch_shape, (cameras.height, cameras.width)
-    flat = gaussians.map(lambda tensor: tensor.reshape(-1, *tensor.shape[len(batch) :]))
+    scenes = math.prod(batch)
+    flat = gaussians.map(lambda tensor: tensor.reshape(scenes, *tensor.shape[len(batch) :]))
     empty = flat.means.new_empty(0, gaussians.count, 3)
     features = flat.means.new_empty(len(flat.means), gaussians.count, 0)
     tokens, target, code = flat.opacities, flat.means.new_empty(0, 3, *size), 0
     if contribution is not None:
-        tokens, target = contribution.tokens.reshape(-1, gaussians.count), contribution.target.reshape(-1, 3, *size)
+        tokens, target = contribution.tokens.reshape(scenes, gaussians.count), contribution.target.reshape(-1, 3, *size)
         code = next(code for code, kind in LOSSES.items() if kind == (contribution.loss, contribution.estimate))
     settings = inputs.settings
     rgb, alpha, depth, feature_images, loss = rasterize_operator(
         flat.means, flat.quats, flat.scales, flat.opacities, flat.sh,
-        empty if inputs.colors is None else _rows(inputs.colors, len(batch)),
-        features if inputs.features is None else _rows(inputs.features, len(batch)),
+        empty if inputs.colors is None else _rows(inputs.colors),
+        features if inputs.features is None else _rows(inputs.features),
         cameras.world_to_camera.reshape(-1, 4, 4), cameras.intrinsics.reshape(-1, 3, 3),
         inputs.backgrounds.reshape(-1, 3), tokens.detach() if contribution is None else tokens, target.detach(),
         cameras.width, cameras.height,
@@ -73,9 +74,9 @@ def _draw(inputs: RenderInputs) -> RenderOutput:
     )
 
 
-def _rows(values: Tensor, batch_dimensions: int) -> Tensor:
+def _rows(values: Tensor) -> Tensor:
     """[rows, N, D]: one row for each scene, or for each image where views have values of their own."""
-    return values.reshape(-1, *values.shape[-2:]) if values.dim() > 2 else values[None]
+    return values.reshape(math.prod(values.shape[:-2]), *values.shape[-2:])
 
 
 def _views(inputs: RenderInputs, views: slice) -> RenderInputs:

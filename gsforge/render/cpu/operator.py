@@ -24,7 +24,8 @@ def rasterize_operator(
     world_to_camera: Tensor, intrinsics: Tensor, backgrounds: Tensor, tokens: Tensor, target: Tensor,
     width: int, height: int, settings: Sequence[float], antialiased: bool, contribution: int, checked: bool,
 ) -> tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+    Tensor, Tensor,
 ]:  # fmt: skip
     """Draw.
 
@@ -65,7 +66,7 @@ def rasterize_operator(
         loss = per_channel.sum(1, keepdim=True)
     saved = (
         images.rests, images.lasts, splats.table, splats.colors, splats.rows, splats.spans, splats.counts,
-        splats.order, splats.visible,
+        splats.order, splats.visible, splats.tile_starts, splats.entries,
     )  # fmt: skip
     return (rgb, alpha, depth, feature_images, loss, *map(torch.from_numpy, saved))  # type: ignore[return-value]
 
@@ -81,14 +82,14 @@ def _(
         return means.new_empty(shape, dtype=dtype)
 
     size, integer = (height, width), torch.int32
-    spans = torch.library.get_ctx().new_dynamic_size()
+    spans, tiles, entries = (torch.library.get_ctx().new_dynamic_size() for _ in range(3))
     return (
         shaped(images, 3, *size), shaped(images, 1, *size), shaped(images, 1, *size),
         shaped(images, features.shape[2], *size), shaped(images if contribution else 0, 1, *size),
         shaped(images, *size), shaped(images, *size, dtype=integer),
         shaped(number, 8, dtype=torch.float64), shaped(number, 3), shaped(number, 2, dtype=integer),
         shaped(spans, 2, dtype=integer), shaped(number, dtype=integer), shaped(number, dtype=integer),
-        shaped(images, dtype=torch.int64),
+        shaped(images, dtype=torch.int64), shaped(tiles, dtype=torch.int64), shaped(entries, 2, dtype=integer),
     )  # fmt: skip
 
 
@@ -202,16 +203,15 @@ def _scene(drawn: Sequence[Tensor], width: int, height: int, settings: Sequence[
     )  # fmt: skip
 
 
-def _camera_gradients(v: Array, world_to_camera: Tensor) -> tuple[Tensor, Tensor]:
+def _camera_gradients(v_cameras: Array, world_to_camera: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of pose and intrinsics; the position of a camera is -R^T t."""
-    v_cameras = torch.from_numpy(v)
-    rotation, translation = world_to_camera[:, :3, :3].double(), world_to_camera[:, :3, 3].double()
+    poses, real = _array(world_to_camera), _array(world_to_camera).dtype
     v_centers = v_cameras[:, 16:19]
-    v_poses, v_intrinsics = v_cameras.new_zeros(len(v), 4, 4), v_cameras.new_zeros(len(v), 3, 3)
-    v_poses[:, :3, :3] = v_cameras[:, :9].reshape(-1, 3, 3) - translation[:, :, None] * v_centers[:, None, :]
-    v_poses[:, :3, 3] = v_cameras[:, 9:12] - (rotation @ v_centers[..., None])[..., 0]
+    v_poses, v_intrinsics = np.zeros((len(poses), 4, 4), real), np.zeros((len(poses), 3, 3), real)
+    v_poses[:, :3, :3] = v_cameras[:, :9].reshape(-1, 3, 3) - poses[:, :3, 3, None] * v_centers[:, None, :]
+    v_poses[:, :3, 3] = v_cameras[:, 9:12] - (poses[:, :3, :3] @ v_centers[..., None])[..., 0]
     v_intrinsics[:, [0, 1, 0, 1], [0, 1, 2, 2]] = v_cameras[:, 12:16]
-    return v_poses.to(world_to_camera.dtype), v_intrinsics.to(world_to_camera.dtype)
+    return torch.from_numpy(v_poses), torch.from_numpy(v_intrinsics)
 
 
 def _check(drawn: Sequence[Tensor], width: int, height: int) -> None:

@@ -1,14 +1,14 @@
 """The forward and the backward pass: arrays in, arrays out."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gsforge.render.cpu import accumulate, bin, differentiate, draw, geometry, prepare
-from gsforge.render.cpu.threads import run
+from gsforge.render.cpu.threads import run, share
 from gsforge.render.cpu.tiles import LOG_255, MAX_ALPHA, SPLAT_COLUMNS, TILE_HEIGHT, TILE_WIDTH
 from gsforge.render.types import RenderSettings
 
@@ -17,7 +17,7 @@ Array = NDArray[Any]
 # Entries (splat, tile) held at once; beyond, tiles are drawn in chunks of rows. 60 to 100 bytes each with gradients.
 MAX_ENTRIES = 1 << 22
 # Items worth a call from another thread.
-_SPLATS, _TILES, _ROWS, _BLOCKS = 4096, 16, 1, 4
+_SPLATS, _TILES, _BLOCKS = 4096, 16, 4
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ class Splats:
         counts: [S] int32 tiles touched.
         order: [S] int32 front to back in each image.
         visible: [I] int64 number of them.
+        tile_starts: [tiles + 1] int64 of the one chunk that all tiles make up, or empty where there are several.
+        entries: [M, 2] int32 of this chunk.
     """
 
     table: Array
@@ -104,6 +106,8 @@ class Splats:
     counts: Array
     order: Array
     visible: Array
+    tile_starts: Array
+    entries: Array
 
 
 @dataclass(frozen=True)
@@ -226,6 +230,8 @@ def forward(scene: Scene) -> tuple[Images, Splats]:
             scene.feature_repeat, scene.limits, scene.tiles_x, scene.tiles_y, scene.backgrounds,
             images.rgb, images.alpha, images.depth, images.features, images.rests, images.lasts,
         )  # fmt: skip
+        if chunk.tiles == scene.images * scene.tiles_y * scene.tiles_x:
+            splats = replace(splats, tile_starts=chunk.tile_starts, entries=chunk.entries)
     return images, splats
 
 
@@ -323,12 +329,17 @@ def _prepare(scene: Scene) -> Splats:
     run(
         bin.sort_by_depth, scene.images, 1, table, counts, scene.count, order, visible, keys, spare_order, spare_keys
     )  # fmt: skip
-    return Splats(table, colors, rows, spans, counts, order, visible)
+    unknown = np.empty(0, np.int64), np.empty((0, 2), np.int32)
+    return Splats(table, colors, rows, spans, counts, order, visible, *unknown)
 
 
 def _chunks(scene: Scene, splats: Splats) -> Iterator[Chunk]:
     """Groups of rows of tiles with at most `MAX_ENTRIES` entries, or one row."""
     all_rows = scene.images * scene.tiles_y
+    if len(splats.tile_starts):
+        slots = _starts(splats.counts), splats.counts
+        yield Chunk(0, all_rows * scene.tiles_x, splats.tile_starts, splats.entries, *slots)
+        return
     if int(splats.counts.sum(dtype=np.int64)) <= MAX_ENTRIES:
         yield _chunk(scene, splats, 0, all_rows)
         return
@@ -355,10 +366,12 @@ def _chunk(scene: Scene, splats: Splats, first_row: int, end_row: int) -> Chunk:
             bin.count_in_rows, len(counts), _SPLATS,
             splats.rows, span_starts, splats.spans, scene.count, scene.tiles_y, first_row, end_row, counts,
         )  # fmt: skip
+    # Every piece of work looks at all splats of its images: no more pieces than threads.
+    grain = share(end_row - first_row) if len(counts) > _SPLATS else end_row - first_row
     tiles, origin = (end_row - first_row) * scene.tiles_x, first_row * scene.tiles_x
     tile_counts = np.zeros(tiles, np.int64)
     run(
-        bin.count_splats_of_tiles, end_row - first_row, _ROWS,
+        bin.count_splats_of_tiles, end_row - first_row, grain,
         first_row, splats.rows, span_starts, splats.spans, *sizes, tile_counts,
     )  # fmt: skip
     tile_starts = np.zeros(tiles + 1, np.int64)
@@ -366,7 +379,7 @@ def _chunk(scene: Scene, splats: Splats, first_row: int, end_row: int) -> Chunk:
     entries = np.empty((int(tile_starts[-1]), 2), np.int32)
     slot_starts = _starts(counts)
     run(
-        bin.fill_tiles, end_row - first_row, _ROWS,
+        bin.fill_tiles, end_row - first_row, grain,
         first_row, splats.rows, span_starts, splats.spans, splats.order, splats.visible, slot_starts, *sizes,
         tile_starts[:-1].copy(), entries,
     )  # fmt: skip

@@ -37,6 +37,18 @@ def run(kernel: Callable[..., None], count: int, grain: int, *arguments: object)
         task.result()
 
 
+def share(count: int) -> int:
+    """The grain that makes one piece for each thread.
+
+    Args:
+        count: number of items.
+
+    Returns:
+        Items of a piece.
+    """
+    return max(-(-count // torch.get_num_threads()), 1)
+
+
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
     """The pool of a process: threads do not survive a fork, so a child makes its own."""
