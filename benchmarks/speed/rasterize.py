@@ -50,7 +50,7 @@ FULL = Plan(
 QUICK = Plan(
     cells=tuple(Cell(count, size, degree) for degree in (3, 0) for count, size in ((2000, 64), (20_000, 256))),
     details=(Cell(20_000, 256, 3),),
-    rounds=Rounds(least=5, most=15, seconds=6),
+    rounds=Rounds(least=5, most=15, seconds=3),
 )
 
 
