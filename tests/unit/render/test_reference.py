@@ -14,6 +14,8 @@ from gsforge.core.gaussians import Gaussians
 from gsforge.core.sh import rgb_to_sh_dc, sh_basis
 from gsforge.render import RenderOutput, RenderSettings, pairs, rasterize, reference
 
+draw = partial(rasterize, backend="reference")
+
 
 def random_scene(
     batch: tuple[int, ...] = (), count: int = 60, degree: int = 1, size: float = 0.15, seed: int = 0
@@ -112,9 +114,7 @@ def test_images_equal_the_dense_loop(mode: str, size: float) -> None:
     features = torch.rand(scene.count, 5, dtype=torch.float64)
     backgrounds = torch.rand(2, 3, dtype=torch.float64)
     settings = RenderSettings(mode=mode, eps2d=0.1 if mode == "antialiased" else 0.3)
-    drawn = rasterize(
-        scene, cameras, backgrounds=backgrounds, features=features, settings=settings, backend="reference"
-    )
+    drawn = draw(scene, cameras, backgrounds=backgrounds, features=features, settings=settings)
     for view in range(2):
         oracle = draw_densely(scene, cameras, view, backgrounds[view], features, settings)
         assert oracle.alpha.max() > 0.05, "the comparison needs something to compare"
@@ -123,8 +123,8 @@ def test_images_equal_the_dense_loop(mode: str, size: float) -> None:
 
 def test_float32_draws_the_same_images() -> None:
     scene, cameras = random_scene(count=300), two_cameras()
-    exact = rasterize(scene, cameras)
-    drawn = rasterize(scene.to(dtype=torch.float32), cameras.to(dtype=torch.float32))
+    exact = draw(scene, cameras)
+    drawn = draw(scene.to(dtype=torch.float32), cameras.to(dtype=torch.float32))
     assert drawn.rgb.dtype == torch.float32
     error = (drawn.rgb - exact.rgb).abs()
     assert error.mean() < 1e-6
@@ -136,13 +136,13 @@ def test_batches_equal_scenes_drawn_one_by_one(batch: tuple[int, ...]) -> None:
     scenes, cameras = random_scene(batch), two_cameras(batch)
     backgrounds = torch.rand(*batch, 2, 3, dtype=torch.float64)
     features = torch.rand(*batch, scenes.count, 2, dtype=torch.float64)
-    together = rasterize(scenes, cameras, backgrounds=backgrounds, features=features)
+    together = draw(scenes, cameras, backgrounds=backgrounds, features=features)
     assert together.rgb.shape == (*batch, 2, 3, 14, 21)
     assert together.features is not None
     assert together.features.shape == (*batch, 2, 2, 14, 21)
     for index in torch.cartesian_prod(*(torch.arange(size) for size in batch)).reshape(-1, len(batch)).tolist():
         at = tuple(index)
-        alone = rasterize(
+        alone = draw(
             scenes.map(lambda tensor, at=at: tensor[at]),
             two_cameras(),
             backgrounds=backgrounds[at],
@@ -154,7 +154,7 @@ def test_batches_equal_scenes_drawn_one_by_one(batch: tuple[int, ...]) -> None:
 def test_bounds_of_memory_do_not_change_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     scene, cameras = random_scene((2,)), two_cameras((2,))
     features = torch.rand(2, scene.count, 2, dtype=torch.float64)
-    whole = rasterize(scene, cameras, features=features)
+    whole = draw(scene, cameras, features=features)
     monkeypatch.setattr(pairs, "_PAIRS_AT_ONCE", 50)
     monkeypatch.setattr(reference, "_SPLATS_AT_ONCE", 10)
     composited, composite = [], reference._composite
@@ -165,7 +165,7 @@ def test_bounds_of_memory_do_not_change_the_images(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(reference, "_composite", counted)
     with torch.no_grad():
-        parts = rasterize(scene, cameras, features=features)
+        parts = draw(scene, cameras, features=features)
     assert len(composited) > 20
     assert max(composited) <= 50 + scene.count * cameras.width
     for name in ("rgb", "alpha", "depth", "features"):
@@ -187,7 +187,7 @@ def on_the_axis(depths: list[float], opacities: list[float], scale: float = 0.5)
 
 
 def middle(scene: Gaussians, cameras: Cameras, **settings: float) -> tuple[float, float, float]:
-    drawn = rasterize(scene, cameras, settings=RenderSettings(**settings))  # type: ignore[arg-type]
+    drawn = draw(scene, cameras, settings=RenderSettings(**settings))  # type: ignore[arg-type]
     return drawn.rgb[0, 0].item(), drawn.alpha.item(), drawn.depth.item()
 
 
@@ -238,7 +238,7 @@ def test_nothing_to_draw_gives_the_background() -> None:
     backgrounds = torch.tensor([[0.2, 0.4, 0.6]], dtype=torch.float64, requires_grad=True)
     for nothing in (scene, on_the_axis([], [])[0]):
         leaves = nothing.map(lambda tensor: tensor.clone().requires_grad_())
-        drawn = rasterize(leaves, cameras, backgrounds=backgrounds)
+        drawn = draw(leaves, cameras, backgrounds=backgrounds)
         torch.testing.assert_close(drawn.rgb[0, :, 0, 0], backgrounds[0])
         assert drawn.alpha.item() == drawn.depth.item() == drawn.expected_depth.item() == 0
         (drawn.rgb.sum() + drawn.alpha.sum()).backward()
@@ -260,7 +260,7 @@ def test_gradients_are_finite_for_degenerate_gaussians(mode: str) -> None:
     for dtype in (torch.float64, torch.float32):
         leaves = scene.to(dtype=dtype).map(lambda tensor: tensor.detach().clone().requires_grad_())
         views = cameras.to(dtype=dtype).map(lambda tensor: tensor.detach().clone().requires_grad_())
-        drawn = rasterize(leaves, views, settings=RenderSettings(mode=mode))
+        drawn = draw(leaves, views, settings=RenderSettings(mode=mode))
         assert drawn.alpha.max() > 0.5
         (drawn.rgb.square().sum() + drawn.alpha.sum() + drawn.expected_depth.sum()).backward()
         for name in ("means", "quats", "scales", "opacities", "sh"):
@@ -279,23 +279,23 @@ def test_gradients_equal_finite_differences(mode: str) -> None:
         torch.rand(2, 3, dtype=torch.float64), torch.rand(scene.count, 2, dtype=torch.float64),
     ]  # fmt: skip
 
-    def draw(*tensors: Tensor) -> tuple[Tensor, ...]:
+    def images(*tensors: Tensor) -> tuple[Tensor, ...]:
         views = Cameras(tensors[5], tensors[6], cameras.width, cameras.height)
-        drawn = rasterize(
+        drawn = draw(
             Gaussians(*tensors[:5]), views, backgrounds=tensors[7], features=tensors[8],
             settings=RenderSettings(mode=mode),
         )  # fmt: skip
         assert drawn.features is not None
         return drawn.rgb, drawn.alpha, drawn.depth, drawn.features
 
-    assert draw(*inputs)[1].mean() > 0.1
-    assert torch.autograd.gradcheck(draw, [tensor.clone().requires_grad_() for tensor in inputs], atol=1e-6)
+    assert images(*inputs)[1].mean() > 0.1
+    assert torch.autograd.gradcheck(images, [tensor.clone().requires_grad_() for tensor in inputs], atol=1e-6)
 
 
 def test_autocast_changes_nothing() -> None:
     scene, cameras = random_scene().to(dtype=torch.float32), two_cameras().to(dtype=torch.float32)
-    exact = rasterize(scene, cameras)
+    exact = draw(scene, cameras)
     with torch.autocast("cpu", torch.bfloat16):
-        drawn = rasterize(scene, cameras)
+        drawn = draw(scene, cameras)
     assert torch.equal(drawn.rgb, exact.rgb)
     assert torch.equal(drawn.depth, exact.depth)
