@@ -103,50 +103,53 @@ def differentiate_geometry(
                 if counts[s] == 0:
                     continue
                 if length == 0:
-                    length = rotate_axes(quats[scene, n], scales[scene, n], turn)
-                camera, v_camera = cameras[scene * views + view], v_cameras[block, view]
-                to_camera(means[scene, n], camera, projected)
-                project_axes(turn, camera, width, height, eps2d, in_camera, projected)
+                    length = rotate_axes(quats, scales, scene, n, turn)
+                image = scene * views + view
+                to_camera(means, scene, n, cameras, image, projected)
+                project_axes(turn, cameras, image, width, height, eps2d, in_camera, projected)
                 v_opacity += totals[s, SUM_U] / opacities[scene, n]
                 differentiate_projection(
-                    splats[s], totals[s], projected, in_camera, camera, antialiased, v_in_camera, v_position, v_camera
+                    splats, totals, s, projected, in_camera, cameras, image, antialiased,
+                    v_in_camera, v_position, v_cameras, block, view,
                 )  # fmt: skip
-                to_world(means[scene, n], turn, camera, v_in_camera, v_position, v_mean, v_axes, v_camera)
+                to_world(
+                    means, scene, n, turn, cameras, image, v_in_camera, v_position, v_mean, v_axes,
+                    v_cameras, block, view,
+                )  # fmt: skip
             for axis in range(3):
                 v_means[scene, n, axis] = v_mean[axis]
             v_opacities[scene, n] = v_opacity
             if length > 0:
-                differentiate_axes(
-                    quats[scene, n], length, turn, v_axes, scales[scene, n], v_quats[scene, n], v_scales[scene, n]
-                )
+                differentiate_axes(quats, scales, scene, n, length, turn, v_axes, v_quats, v_scales)
             else:
-                v_quats[scene, n], v_scales[scene, n] = 0, 0
+                v_quats[scene, n, :], v_scales[scene, n, :] = 0, 0
 
 
 @kernel
 def differentiate_projection(
-    splat, totals, projected, in_camera, camera, antialiased, v_in_camera, v_position, v_camera
+    splats, totals, s, projected, in_camera, cameras, image, antialiased, v_in_camera, v_position,
+    v_cameras, block, view,
 ):  # fmt: skip
     """Write the gradients by the axes and the position in the camera; add those by the intrinsics.
 
     With K the inverse covariance, dL/dmean2d = sum_p u K d and dL/dcov2d = 1/2 sum_p u (K d)(K d)^T, where K d is
     linear in p and r.
     """
-    a, b, c = splat[A], splat[B], splat[C]
-    upp, upr, urr = float(totals[SUM_UPP]), float(totals[SUM_UPR]), float(totals[SUM_URR])
-    v_x = 2 * a * totals[SUM_UP]
-    v_y = 2 * (b * totals[SUM_UP] + c * totals[SUM_UR])
+    a, b, c = splats[s, A], splats[s, B], splats[s, C]
+    upp, upr, urr = float(totals[s, SUM_UPP]), float(totals[s, SUM_UPR]), float(totals[s, SUM_URR])
+    v_x = 2 * a * totals[s, SUM_UP]
+    v_y = 2 * (b * totals[s, SUM_UP] + c * totals[s, SUM_UR])
     v_xx = 2 * a * a * upp
     v_xy = 4 * a * (b * upp + c * upr)
     v_yy = 2 * (b * b * upp + 2 * b * c * upr + c * c * urr)
     if antialiased and projected[SHARP_DET] > LEAST_COMPENSATION * projected[DET]:
         # d log(compensation) = (d log sharp_det - d log det) / 2, and u sums dL / d log(opacity).
-        sharp, full = 0.5 * totals[SUM_U] / projected[SHARP_DET], 0.5 * totals[SUM_U] / projected[DET]
+        sharp, full = 0.5 * totals[s, SUM_U] / projected[SHARP_DET], 0.5 * totals[s, SUM_U] / projected[DET]
         v_xx += sharp * projected[SHARP_YY] - full * projected[COV_YY]
         v_yy += sharp * projected[SHARP_XX] - full * projected[COV_XX]
         v_xy -= 2 * (sharp - full) * projected[COV_XY]
 
-    z, fx, fy = projected[CAM_Z], camera[FX], camera[FY]
+    z, fx, fy = projected[CAM_Z], cameras[image, FX], cameras[image, FY]
     bounded_x, bounded_y = projected[BOUNDED_X], projected[BOUNDED_Y]
     v_bounded_x, v_bounded_y, scaled_x, scaled_y = 0.0, 0.0, 0.0, 0.0
     for axis in range(3):
@@ -163,57 +166,59 @@ def differentiate_projection(
 
     slope_x, slope_y = projected[CAM_X] / z, projected[CAM_Y] / z
     v_slope_x, v_slope_y = fx * v_x, fy * v_y
-    v_camera[FX] += slope_x * v_x + scaled_x / fx
-    v_camera[FY] += slope_y * v_y + scaled_y / fy
-    v_camera[CX] += v_x
-    v_camera[CY] += v_y
+    v_cameras[block, view, FX] += slope_x * v_x + scaled_x / fx
+    v_cameras[block, view, FY] += slope_y * v_y + scaled_y / fy
+    v_cameras[block, view, CX] += v_x
+    v_cameras[block, view, CY] += v_y
     if slope_x == bounded_x:
         v_slope_x += v_bounded_x
     else:
-        v_camera[FX] -= bounded_x / fx * v_bounded_x
-        v_camera[CX] -= v_bounded_x / fx
+        v_cameras[block, view, FX] -= bounded_x / fx * v_bounded_x
+        v_cameras[block, view, CX] -= v_bounded_x / fx
     if slope_y == bounded_y:
         v_slope_y += v_bounded_y
     else:
-        v_camera[FY] -= bounded_y / fy * v_bounded_y
-        v_camera[CY] -= v_bounded_y / fy
+        v_cameras[block, view, FY] -= bounded_y / fy * v_bounded_y
+        v_cameras[block, view, CY] -= v_bounded_y / fy
     v_position[0], v_position[1] = v_slope_x / z, v_slope_y / z
-    v_position[2] = totals[GRAD_DEPTH] - (slope_x * v_slope_x + slope_y * v_slope_y + scaled_x + scaled_y) / z
+    v_position[2] = totals[s, GRAD_DEPTH] - (slope_x * v_slope_x + slope_y * v_slope_y + scaled_x + scaled_y) / z
 
 
 @kernel
-def to_world(mean, turn, camera, v_in_camera, v_position, v_mean, v_axes, v_camera):
+def to_world(means, scene, n, turn, cameras, image, v_in_camera, v_position, v_mean, v_axes, v_cameras, block, view):
     """Add the gradients by mean and axes in the world, and by the pose, through x_camera = R x_world + t."""
     for row in range(3):
-        v_camera[TRANSLATION + row] += v_position[row]
+        v_cameras[block, view, TRANSLATION + row] += v_position[row]
         for column in range(3):
             at = 3 * row + column
-            v_rotation = v_position[row] * mean[column]
-            v_mean[column] += camera[at] * v_position[row]
+            v_rotation = v_position[row] * means[scene, n, column]
+            v_mean[column] += cameras[image, at] * v_position[row]
             for axis in range(3):
                 v_rotation += v_in_camera[3 * row + axis] * turn[9 + 3 * column + axis]
-                v_axes[3 * column + axis] += camera[at] * v_in_camera[3 * row + axis]
-            v_camera[ROTATION + at] += v_rotation
+                v_axes[3 * column + axis] += cameras[image, at] * v_in_camera[3 * row + axis]
+            v_cameras[block, view, ROTATION + at] += v_rotation
 
 
 @kernel
-def differentiate_axes(quat, length, turn, v_axes, scale, v_quat, v_scale):
+def differentiate_axes(quats, scales, scene, n, length, turn, v_axes, v_quats, v_scales):
     """Write the gradients by quaternion and scales of the axes turn[9:18] = matrix(quat / length) diag(scale)."""
     for axis in range(3):
-        v_scale[axis] = (
+        v_scales[scene, n, axis] = (
             turn[axis] * v_axes[axis] + turn[3 + axis] * v_axes[3 + axis] + turn[6 + axis] * v_axes[6 + axis]
         )
-    w, x, y, z = quat[0] / length, quat[1] / length, quat[2] / length, quat[3] / length
-    r0, r1, r2 = v_axes[0] * scale[0], v_axes[1] * scale[1], v_axes[2] * scale[2]
-    r3, r4, r5 = v_axes[3] * scale[0], v_axes[4] * scale[1], v_axes[5] * scale[2]
-    r6, r7, r8 = v_axes[6] * scale[0], v_axes[7] * scale[1], v_axes[8] * scale[2]
+    w, x = quats[scene, n, 0] / length, quats[scene, n, 1] / length
+    y, z = quats[scene, n, 2] / length, quats[scene, n, 3] / length
+    first, second, third = scales[scene, n, 0], scales[scene, n, 1], scales[scene, n, 2]
+    r0, r1, r2 = v_axes[0] * first, v_axes[1] * second, v_axes[2] * third
+    r3, r4, r5 = v_axes[3] * first, v_axes[4] * second, v_axes[5] * third
+    r6, r7, r8 = v_axes[6] * first, v_axes[7] * second, v_axes[8] * third
     v_w = 2 * (x * (r7 - r5) + y * (r2 - r6) + z * (r3 - r1))
     v_x = 2 * (y * (r1 + r3) + z * (r2 + r6) + w * (r7 - r5) - 2 * x * (r4 + r8))
     v_y = 2 * (x * (r1 + r3) + z * (r5 + r7) + w * (r2 - r6) - 2 * y * (r0 + r8))
     v_z = 2 * (x * (r2 + r6) + y * (r5 + r7) + w * (r3 - r1) - 2 * z * (r0 + r4))
     outward = v_w * w + v_x * x + v_y * y + v_z * z
-    v_quat[0], v_quat[1] = (v_w - outward * w) / length, (v_x - outward * x) / length
-    v_quat[2], v_quat[3] = (v_y - outward * y) / length, (v_z - outward * z) / length
+    v_quats[scene, n, 0], v_quats[scene, n, 1] = (v_w - outward * w) / length, (v_x - outward * x) / length
+    v_quats[scene, n, 2], v_quats[scene, n, 3] = (v_y - outward * y) / length, (v_z - outward * z) / length
 
 
 @kernel
@@ -241,17 +246,17 @@ def differentiate_colors(first, end, means, sh, cameras, colors, counts, totals,
         scene = block // blocks
         begin = (block - scene * blocks) * BLOCK
         for n in range(begin, min(begin + BLOCK, count)):
-            v_sh[scene, n] = 0
+            v_sh[scene, n, :, :] = 0
             for view in range(views):
                 s = (scene * views + view) * count + n
                 if counts[s] == 0:
                     continue
                 for channel in range(3):
                     v_color[channel] = totals[s, GRAD_RED + channel] if colors[s, channel] > 0 else 0
-                camera, v_camera = cameras[scene * views + view], v_cameras[block, view]
-                x = means[scene, n, 0] - camera[CENTER]
-                y = means[scene, n, 1] - camera[CENTER + 1]
-                z = means[scene, n, 2] - camera[CENTER + 2]
+                image = scene * views + view
+                x = means[scene, n, 0] - cameras[image, CENTER]
+                y = means[scene, n, 1] - cameras[image, CENTER + 1]
+                z = means[scene, n, 2] - cameras[image, CENTER + 2]
                 inverse = 1 / max(math.sqrt(x * x + y * y + z * z), 1e-12)
                 x, y, z = x * inverse, y * inverse, z * inverse
                 evaluate_harmonics(x, y, z, terms, work, basis)
@@ -266,4 +271,4 @@ def differentiate_colors(first, end, means, sh, cameras, colors, counts, totals,
                 v_x, v_y, v_z = differentiate_harmonics(x, y, z, terms, weights, work)
                 for axis, v in ((0, v_x * inverse), (1, v_y * inverse), (2, v_z * inverse)):
                     v_means[scene, n, axis] += v
-                    v_camera[CENTER + axis] -= v
+                    v_cameras[block, view, CENTER + axis] -= v

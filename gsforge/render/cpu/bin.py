@@ -43,7 +43,7 @@ def find_spans(first, end, splats, rows, span_starts, width, height, spans, coun
         total = 0
         for k in range(rows[s, 1]):
             top = (rows[s, 0] + k) * TILE_HEIGHT
-            left, right = span_of_rows(splats[s], top + 0.5, min(top + TILE_HEIGHT, height) - 0.5)
+            left, right = span_of_rows(splats, s, top + 0.5, min(top + TILE_HEIGHT, height) - 0.5)
             first_pixel, end_pixel = pixels_between(left, right, width)
             span = span_starts[s] + k
             spans[span, 0], spans[span, 1] = 0, 0
@@ -54,18 +54,18 @@ def find_spans(first, end, splats, rows, span_starts, width, height, spans, coun
 
 
 @kernel
-def span_of_rows(splat, low, high):
+def span_of_rows(splats, s, low, high):
     """Least and largest x of the ellipse p^2 + r^2 <= reach between y = low and y = high."""
-    reach = max(LOG_255 + splat[LOG_OPACITY], 0.0)
-    a, b, c = splat[A], splat[B], splat[C]
-    low = max(low - splat[Y], -splat[HALF_HEIGHT])
-    high = min(high - splat[Y], splat[HALF_HEIGHT])
+    reach = max(LOG_255 + splats[s, LOG_OPACITY], 0.0)
+    a, b, c = splats[s, A], splats[s, B], splats[s, C]
+    low = max(low - splats[s, Y], -splats[s, HALF_HEIGHT])
+    high = min(high - splats[s, Y], splats[s, HALF_HEIGHT])
     # The rightmost point of the ellipse; the leftmost lies opposite.
     at = -b * math.sqrt(reach / (c * c + b * b)) / c
     right, left = min(max(at, low), high), min(max(-at, low), high)
     half_right = math.sqrt(max(reach - c * c * right * right, 0.0))
     half_left = math.sqrt(max(reach - c * c * left * left, 0.0))
-    return splat[X] + (-half_left - b * left) / a - _MARGIN, splat[X] + (half_right - b * right) / a + _MARGIN
+    return splats[s, X] + (-half_left - b * left) / a - _MARGIN, splats[s, X] + (half_right - b * right) / a + _MARGIN
 
 
 @kernel

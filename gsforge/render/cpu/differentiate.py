@@ -47,7 +47,7 @@ NO_LOSS, L1, L2, FIRST_ORDER = range(4)
 
 
 @kernel
-def differentiate_splat(Z, n, p0, r0, a, b, c, log_opacity, index, red, green, blue, depth, limits, sums):
+def differentiate_splat(Z, n, p0, r0, a, b, c, log_opacity, index, red, green, blue, depth, limits, sums, slot):
     """Undo one splat over the first n lanes of Z and write its sums over these lanes."""
     max_s, max_alpha = limits[0], limits[1]
     u_sum, up_sum, ur_sum, upp_sum, upr_sum, urr_sum = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
@@ -81,10 +81,11 @@ def differentiate_splat(Z, n, p0, r0, a, b, c, log_opacity, index, red, green, b
         green_sum += weight * v_green
         blue_sum += weight * v_blue
         depth_sum += weight * v_depth
-    sums[SUM_U], sums[SUM_UP], sums[SUM_UR] = u_sum, up_sum, ur_sum
-    sums[SUM_UPP], sums[SUM_UPR], sums[SUM_URR] = upp_sum, upr_sum, urr_sum
-    sums[GRAD_RED], sums[GRAD_GREEN], sums[GRAD_BLUE], sums[GRAD_DEPTH] = red_sum, green_sum, blue_sum, depth_sum
-    sums[GRAD_TOKEN] = ZERO
+    sums[slot, SUM_U], sums[slot, SUM_UP], sums[slot, SUM_UR] = u_sum, up_sum, ur_sum
+    sums[slot, SUM_UPP], sums[slot, SUM_UPR], sums[slot, SUM_URR] = upp_sum, upr_sum, urr_sum
+    sums[slot, GRAD_RED], sums[slot, GRAD_GREEN], sums[slot, GRAD_BLUE] = red_sum, green_sum, blue_sum
+    sums[slot, GRAD_DEPTH] = depth_sum
+    sums[slot, GRAD_TOKEN] = ZERO
 
 
 @kernel
@@ -135,14 +136,14 @@ def dot_features(Z, n, values):
 
 
 @kernel
-def sum_features(Z, n, sums):
+def sum_features(Z, n, sums, slot):
     """Write the sum of weight * incoming gradient for every feature channel."""
-    for channel in range(len(sums) - GRAD_FEATURES):
+    for channel in range(sums.shape[1] - GRAD_FEATURES):
         V = Z[channel * LANES :]
         total = ZERO
         for i in range(n):
             total += Z[i + _WEIGHT] * V[i + _V_FEATURES]
-        sums[GRAD_FEATURES + channel] = total
+        sums[slot, GRAD_FEATURES + channel] = total
 
 
 @kernel
@@ -194,20 +195,20 @@ def differentiate_tiles(
             load_residual(Z, image, x0, y0, backgrounds, v_loss, residuals)
         for k in range(tile_starts[tile - first_tile + 1] - start - 1, -1, -1):
             s, slot = entries[start + k, 0], entries[start + k, 1]
-            top, lanes = lanes_of_splat(splats[s], y0)
+            top, lanes = lanes_of_splat(splats, s, y0)
             if (lanes <= 0) | (k >= entries_drawn):
                 sums[slot] = ZERO
                 continue
-            place_splat(splats[s], x0, y0, g)
+            place_splat(splats, s, x0, y0, g)
             P = Z[top:]
             if channels > 0:
                 dot_features(P, lanes, features[image // feature_repeat, s - image * splats_of_image])
             differentiate_splat(
                 P, lanes, g[0], g[1], g[2], g[3], g[4], g[5], np.float32(k + 1),
-                colors[s, 0], colors[s, 1], colors[s, 2], g[6], limits, sums[slot],
+                colors[s, 0], colors[s, 1], colors[s, 2], g[6], limits, sums, slot,
             )  # fmt: skip
             if channels > 0:
-                sum_features(P, lanes, sums[slot])
+                sum_features(P, lanes, sums, slot)
             if contribution == L1:
                 sums[slot, GRAD_TOKEN] = sum_l1_contribution(P, lanes, colors[s, 0], colors[s, 1], colors[s, 2])
             elif contribution != NO_LOSS:

@@ -95,10 +95,10 @@ def draw_tiles(
         start = tile_starts[tile - first_tile]
         for k in range(tile_starts[tile - first_tile + 1] - start):
             s = entries[start + k, 0]
-            top, lanes = lanes_of_splat(splats[s], y0)
+            top, lanes = lanes_of_splat(splats, s, y0)
             if lanes <= 0:
                 continue
-            place_splat(splats[s], x0, y0, g)
+            place_splat(splats, s, x0, y0, g)
             draw_splat(
                 Z[top:], lanes, g[0], g[1], g[2], g[3], g[4], g[5], np.float32(k + 1),
                 colors[s, 0], colors[s, 1], colors[s, 2], g[6], limits,

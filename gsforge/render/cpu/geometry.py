@@ -20,13 +20,14 @@ PROJECTED = 18
 
 
 @kernel
-def rotate_axes(quat, scale, turn):
+def rotate_axes(quats, scales, scene, n, turn):
     """Write the rotation matrix of a quaternion to turn[0:9], row by row, and its columns times the scales behind.
 
     Returns:
         The length of the quaternion.
     """
-    w, x, y, z = float(quat[0]), float(quat[1]), float(quat[2]), float(quat[3])
+    w, x = float(quats[scene, n, 0]), float(quats[scene, n, 1])
+    y, z = float(quats[scene, n, 2]), float(quats[scene, n, 3])
     length = math.sqrt(w * w + x * x + y * y + z * z)
     w, x, y, z = w / length, x / length, y / length, z / length
     turn[0], turn[1], turn[2] = 1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)
@@ -34,18 +35,17 @@ def rotate_axes(quat, scale, turn):
     turn[6], turn[7], turn[8] = 2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)
     for row in range(3):
         for axis in range(3):
-            turn[9 + 3 * row + axis] = turn[3 * row + axis] * scale[axis]
+            turn[9 + 3 * row + axis] = turn[3 * row + axis] * scales[scene, n, axis]
     return length
 
 
 @kernel
-def to_camera(mean, camera, projected):
+def to_camera(means, scene, n, cameras, image, projected):
     """Write the position of a Gaussian in the camera; returns its depth."""
+    x, y, z = means[scene, n, 0], means[scene, n, 1], means[scene, n, 2]
     for row in range(3):
-        projected[row] = (
-            camera[3 * row] * mean[0] + camera[3 * row + 1] * mean[1] + camera[3 * row + 2] * mean[2]
-            + camera[TRANSLATION + row]
-        )  # fmt: skip
+        rotated = cameras[image, 3 * row] * x + cameras[image, 3 * row + 1] * y + cameras[image, 3 * row + 2] * z
+        projected[row] = rotated + cameras[image, TRANSLATION + row]
     return projected[CAM_Z]
 
 
@@ -57,24 +57,24 @@ def bound_slope(slope, focal, center, size):
 
 
 @kernel
-def project_axes(turn, camera, width, height, eps2d, in_camera, projected):
+def project_axes(turn, cameras, image, width, height, eps2d, in_camera, projected):
     """Write everything but the position; `in_camera` [9] receives the axes in the camera, row by row.
 
     Source:
         Zwicker et al., EWA Splatting (2002), eq. 24-31.
     """
     z = projected[CAM_Z]
-    bounded_x = bound_slope(projected[CAM_X] / z, camera[FX], camera[CX], width)
-    bounded_y = bound_slope(projected[CAM_Y] / z, camera[FY], camera[CY], height)
+    bounded_x = bound_slope(projected[CAM_X] / z, cameras[image, FX], cameras[image, CX], width)
+    bounded_y = bound_slope(projected[CAM_Y] / z, cameras[image, FY], cameras[image, CY], height)
     xx, xy, yy = 0.0, 0.0, 0.0
     for axis in range(3):
         for row in range(3):
             in_camera[3 * row + axis] = (
-                camera[3 * row] * turn[9 + axis] + camera[3 * row + 1] * turn[12 + axis]
-                + camera[3 * row + 2] * turn[15 + axis]
+                cameras[image, 3 * row] * turn[9 + axis] + cameras[image, 3 * row + 1] * turn[12 + axis]
+                + cameras[image, 3 * row + 2] * turn[15 + axis]
             )  # fmt: skip
-        along_x = camera[FX] / z * (in_camera[axis] - bounded_x * in_camera[6 + axis])
-        along_y = camera[FY] / z * (in_camera[3 + axis] - bounded_y * in_camera[6 + axis])
+        along_x = cameras[image, FX] / z * (in_camera[axis] - bounded_x * in_camera[6 + axis])
+        along_y = cameras[image, FY] / z * (in_camera[3 + axis] - bounded_y * in_camera[6 + axis])
         projected[AXES_X + axis], projected[AXES_Y + axis] = along_x, along_y
         xx += along_x * along_x
         xy += along_x * along_y

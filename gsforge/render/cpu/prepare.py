@@ -73,11 +73,11 @@ def prepare_splats(
         image = s // count
         scene, n = image // views, s - image * count
         rows[s, 0], rows[s, 1] = 0, 0
-        z = to_camera(means[scene, n], cameras[image], projected)
+        z = to_camera(means, scene, n, cameras, image, projected)
         if not ((z > 0) & (z >= near) & (z <= far)) or opacities[scene, n] * 255.0 < 1:
             continue
-        rotate_axes(quats[scene, n], scales[scene, n], turn)
-        project_axes(turn, cameras[image], width, height, eps2d, in_camera, projected)
+        rotate_axes(quats, scales, scene, n, turn)
+        project_axes(turn, cameras, image, width, height, eps2d, in_camera, projected)
         opacity = float(opacities[scene, n])
         if antialiased:
             opacity *= compensation(projected)
@@ -88,7 +88,7 @@ def prepare_splats(
         largest = math.sqrt(max(projected[COV_XX], projected[COV_YY]))
         if not math.ceil(min(math.sqrt(reach), _MAX_EXTENT) * largest) > radius_clip:
             continue
-        write_splat(projected, cameras[image], log_opacity, splats[s])
+        write_splat(projected, cameras, image, log_opacity, splats, s)
         half_width = math.sqrt(reach * projected[COV_XX]) + _MARGIN
         half_height = math.sqrt(reach * projected[COV_YY]) + _MARGIN
         splats[s, HALF_HEIGHT] = half_height
@@ -111,19 +111,19 @@ def pixels_between(low, high, size):
 
 
 @kernel
-def write_splat(projected, camera, log_opacity, splat):
+def write_splat(projected, cameras, image, log_opacity, splats, s):
     """Write the columns of a splat, but for its height.
 
     The inverse covariance is L L^T with L lower triangular after transposition; sigma = |L^T d|^2 / 2.
     """
     z = projected[CAM_Z]
-    splat[X] = camera[FX] * projected[CAM_X] / z + camera[CX]
-    splat[Y] = camera[FY] * projected[CAM_Y] / z + camera[CY]
+    splats[s, X] = cameras[image, FX] * projected[CAM_X] / z + cameras[image, CX]
+    splats[s, Y] = cameras[image, FY] * projected[CAM_Y] / z + cameras[image, CY]
     along = math.sqrt(0.5 / (projected[COV_YY] * projected[DET]))
-    splat[A] = along * projected[COV_YY]
-    splat[B] = -along * projected[COV_XY]
-    splat[C] = math.sqrt(0.5 / projected[COV_YY])
-    splat[LOG_OPACITY], splat[DEPTH] = log_opacity, z
+    splats[s, A] = along * projected[COV_YY]
+    splats[s, B] = -along * projected[COV_XY]
+    splats[s, C] = math.sqrt(0.5 / projected[COV_YY])
+    splats[s, LOG_OPACITY], splats[s, DEPTH] = log_opacity, z
 
 
 @kernel

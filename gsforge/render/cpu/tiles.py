@@ -76,18 +76,18 @@ def tile_origin(tile, tiles_x, tiles_y):
 
 
 @kernel
-def lanes_of_splat(splat, y0):
+def lanes_of_splat(splats, s, y0):
     """First lane and number of lanes of the rows that the ellipse of a splat touches, in the tile from image row y0."""
-    top = max(math.ceil(splat[Y] - splat[HALF_HEIGHT] - y0 - 0.5), 0)
-    bottom = min(math.floor(splat[Y] + splat[HALF_HEIGHT] - y0 - 0.5) + 1, TILE_HEIGHT)
+    top = max(math.ceil(splats[s, Y] - splats[s, HALF_HEIGHT] - y0 - 0.5), 0)
+    bottom = min(math.floor(splats[s, Y] + splats[s, HALF_HEIGHT] - y0 - 0.5) + 1, TILE_HEIGHT)
     return top * TILE_WIDTH, (bottom - top) * TILE_WIDTH
 
 
 @kernel
-def place_splat(splat, x0, y0, placed):
+def place_splat(splats, s, x0, y0, placed):
     """Write p and r at the corner (x0, y0) of a tile, A, B, C, log opacity and depth, rounded only now."""
-    dx, dy = x0 - splat[X], y0 - splat[Y]
-    placed[0] = splat[A] * dx + splat[B] * dy
-    placed[1] = splat[C] * dy
-    placed[2], placed[3], placed[4] = splat[A], splat[B], splat[C]
-    placed[5], placed[6] = splat[LOG_OPACITY], splat[DEPTH]
+    dx, dy = x0 - splats[s, X], y0 - splats[s, Y]
+    placed[0] = splats[s, A] * dx + splats[s, B] * dy
+    placed[1] = splats[s, C] * dy
+    placed[2], placed[3], placed[4] = splats[s, A], splats[s, B], splats[s, C]
+    placed[5], placed[6] = splats[s, LOG_OPACITY], splats[s, DEPTH]
