@@ -80,12 +80,14 @@ def gsplat_torch() -> Contender:
     code, nerfacc = _gsplat_code(), shim.nerfacc()
 
     def render(gaussians: Gaussians, cameras: Cameras) -> Tensor:
-        radii, means2d, depths, conics = _project(gaussians, cameras)
+        radii, means2d, conics = _project(gaussians, cameras)
         center = torch.inverse(cameras.world_to_camera)[0, :3, 3]
         colours = code._spherical_harmonics(gaussians.sh_degree, gaussians.means - center, gaussians.sh)
         colours = (colours + 0.5).clamp_min(0)
         opacities, width, height = gaussians.opacities, cameras.width, cameras.height
-        splats, pixels = shim.find_pairs(means2d, radii, conics, opacities, depths, width, height)
+        splats, pixels = shim.find_pairs(
+            means2d, radii, conics, opacities, shim.exact_depths(gaussians, cameras), width, height
+        )
         with _importable("nerfacc", nerfacc):
             batched = [tensor[None] for tensor in (means2d, conics, opacities, colours)]
             image, _ = code.accumulate(*batched, splats, pixels, torch.zeros_like(splats), width, height)
@@ -103,9 +105,10 @@ def count_pairs(scene: Scene) -> int:
     Returns:
         Number of pairs.
     """
-    radii, means2d, depths, conics = _project(scene.gaussians.detach(), scene.cameras)
-    size, opacities = scene.cameras.width, scene.gaussians.opacities.detach()
-    return len(shim.find_pairs(means2d, radii, conics, opacities, depths, size, size)[0])
+    gaussians, size = scene.gaussians.detach(), scene.cameras.width
+    radii, means2d, conics = _project(gaussians, scene.cameras)
+    depths = shim.exact_depths(gaussians, scene.cameras)
+    return len(shim.find_pairs(means2d, radii, conics, gaussians.opacities, depths, size, size)[0])
 
 
 def _gsplat_code() -> ModuleType:
@@ -115,15 +118,15 @@ def _gsplat_code() -> ModuleType:
     return importlib.import_module("gsplat.cuda._torch_impl")
 
 
-def _project(gaussians: Gaussians, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Radii [N, 2], centres [N, 2], depths [N] and inverse covariances [N, 3] on the image, by gsplat."""
+def _project(gaussians: Gaussians, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
+    """Radii [N, 2], centres [N, 2] and inverse covariances [N, 3] on the image, by gsplat."""
     code = _gsplat_code()
     covariances, _ = code._quat_scale_to_covar_preci(gaussians.quats, gaussians.scales, compute_preci=False)
     projected = code._fully_fused_projection(
         gaussians.means, covariances, cameras.world_to_camera, cameras.intrinsics, cameras.width, cameras.height
     )
-    radii, means2d, depths, conics = (tensor[0] for tensor in projected[:4])
-    return radii, means2d, depths, conics
+    radii, means2d, _, conics, _ = projected
+    return radii[0], means2d[0], conics[0]
 
 
 @contextmanager

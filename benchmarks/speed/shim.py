@@ -15,6 +15,9 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gsforge.core.cameras import Cameras
+from gsforge.core.gaussians import Gaussians
+
 _TILE = 16
 _ALPHA_THRESHOLD = np.float32(1 / 255)
 _MAX_ALPHA = np.float32(0.999)
@@ -42,6 +45,21 @@ clock = Clock()
 
 
 @torch.no_grad()
+def exact_depths(gaussians: Gaussians, cameras: Cameras) -> Tensor:
+    """Depths to sort by. In float64, for among 200 000 Gaussians rounding to float32 swaps some that overlap.
+
+    Args:
+        gaussians: without batch dimension.
+        cameras: one view.
+
+    Returns:
+        [N] depths, float64.
+    """
+    with clock:
+        return cameras.map(Tensor.double).project(gaussians.means.double())[1][0]
+
+
+@torch.no_grad()
 def find_pairs(
     means2d: Tensor, radii: Tensor, conics: Tensor, opacities: Tensor, depths: Tensor, width: int, height: int
 ) -> tuple[Tensor, Tensor]:
@@ -52,7 +70,7 @@ def find_pairs(
         radii: [N, 2] pixels; nothing is drawn where one is 0.
         conics: [N, 3] inverse covariances (xx, xy, yy).
         opacities: [N].
-        depths: [N].
+        depths: [N], of any type.
         width: of the image, pixels.
         height: of the image, pixels.
 
