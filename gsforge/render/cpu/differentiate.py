@@ -16,7 +16,6 @@ from gsforge.render.cpu.tiles import (
     GRAD_GREEN,
     GRAD_RED,
     GRAD_TOKEN,
-    HALF,
     LANES,
     ONE,
     SUM_U,
@@ -31,6 +30,7 @@ from gsforge.render.cpu.tiles import (
     exp_minus,
     kernel,
     lanes_of_splat,
+    place_pixels,
     place_splat,
     tile_origin,
 )
@@ -184,12 +184,14 @@ def differentiate_tiles(
     channels = features.shape[2]
     splats_of_image = len(splats) // len(v_rgb)
     Z = np.empty(_V_FEATURES + channels * LANES, colors.dtype)
+    place_pixels(Z)
     g = np.empty(8, colors.dtype)
     for tile in range(first + first_tile, end + first_tile):
         image, x0, y0 = tile_origin(tile, tiles_x, tiles_y)
         start = tile_starts[tile - first_tile]
         entries_drawn = load_tile(
-            Z, image, x0, y0, backgrounds, rests, lasts, v_rgb, v_alpha, v_depth, v_features, v_backgrounds[tile]
+            Z, image, x0, y0, backgrounds, rests, lasts, v_rgb, v_alpha, v_depth, v_features,
+            v_backgrounds, tile,
         )  # fmt: skip
         if contribution != NO_LOSS:
             load_residual(Z, image, x0, y0, backgrounds, v_loss, residuals)
@@ -197,7 +199,7 @@ def differentiate_tiles(
             s, slot = entries[start + k, 0], entries[start + k, 1]
             top, lanes = lanes_of_splat(splats, s, y0)
             if (lanes <= 0) | (k >= entries_drawn):
-                sums[slot] = ZERO
+                sums[slot, :] = ZERO
                 continue
             place_splat(splats, s, x0, y0, g)
             P = Z[top:]
@@ -217,31 +219,32 @@ def differentiate_tiles(
 
 
 @kernel
-def load_tile(Z, image, x0, y0, backgrounds, rests, lasts, v_rgb, v_alpha, v_depth, v_features, v_background):
+def load_tile(Z, image, x0, y0, backgrounds, rests, lasts, v_rgb, v_alpha, v_depth, v_features, v_backgrounds, tile):
     """Begin the state of a tile with what lies behind everything; returns how many entries to go back through."""
-    Z[:] = ZERO
-    v_background[:] = ZERO
-    for i in range(LANES):
-        Z[i + _PX] = np.float32(i % TILE_WIDTH) + HALF
-        Z[i + _PY] = np.float32(i // TILE_WIDTH) + HALF
+    Z[_T:] = ZERO
+    v_backgrounds[tile, :] = ZERO
     entries_drawn = 0
-    for y in range(min(TILE_HEIGHT, v_rgb.shape[2] - y0)):
-        for x in range(min(TILE_WIDTH, v_rgb.shape[3] - x0)):
-            i = y * TILE_WIDTH + x
-            rest = rests[image, y0 + y, x0 + x]
-            last = lasts[image, y0 + y, x0 + x]
+    width = min(TILE_WIDTH, v_rgb.shape[3] - x0)
+    for row in range(min(TILE_HEIGHT, v_rgb.shape[2] - y0)):
+        i, y = row * TILE_WIDTH, y0 + row
+        for x in range(width):
+            last = lasts[image, y, x0 + x]
             entries_drawn = max(entries_drawn, last)
-            Z[i + _T] = rest
-            Z[i + _LAST] = np.float32(last)
-            for channel in range(3):
-                v = v_rgb[image, channel, y0 + y, x0 + x]
-                Z[i + _V_RED + channel * LANES] = v
-                Z[i + _BEHIND] += v * backgrounds[image, channel]
-                v_background[channel] += rest * v
-            Z[i + _V_DEPTH] = v_depth[image, 0, y0 + y, x0 + x]
-            Z[i + _V_ALPHA] = v_alpha[image, 0, y0 + y, x0 + x]
-            for channel in range(v_features.shape[1]):
-                Z[i + _V_FEATURES + channel * LANES] = v_features[image, channel, y0 + y, x0 + x]
+            Z[i + x + _T] = rests[image, y, x0 + x]
+            Z[i + x + _LAST] = np.float32(last)
+            Z[i + x + _V_DEPTH] = v_depth[image, 0, y, x0 + x]
+            Z[i + x + _V_ALPHA] = v_alpha[image, 0, y, x0 + x]
+        for channel in range(3):
+            background, total = backgrounds[image, channel], ZERO
+            for x in range(width):
+                v = v_rgb[image, channel, y, x0 + x]
+                Z[i + x + _V_RED + channel * LANES] = v
+                Z[i + x + _BEHIND] += v * background
+                total += rests[image, y, x0 + x] * v
+            v_backgrounds[tile, channel] += total
+        for channel in range(v_features.shape[1]):
+            for x in range(width):
+                Z[i + x + _V_FEATURES + channel * LANES] = v_features[image, channel, y, x0 + x]
     return entries_drawn
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 
 from gsforge.render.cpu.tiles import (
-    HALF,
     LANES,
     ONE,
     TILE_HEIGHT,
@@ -13,6 +12,7 @@ from gsforge.render.cpu.tiles import (
     exp_minus,
     kernel,
     lanes_of_splat,
+    place_pixels,
     place_splat,
     tile_origin,
 )
@@ -20,7 +20,7 @@ from gsforge.render.cpu.tiles import (
 # Planes of the state of a tile, LANES values each, in one buffer: with several arrays LLVM falls back to scalar code.
 # T < 0 is the transmittance of a pixel that takes no more; LAST counts the entries up to the last one drawn.
 _PX, _PY, _T, _LAST, _RED, _GREEN, _BLUE, _DEPTH, _WEIGHT, _FEATURES = (plane * LANES for plane in range(10))
-_CHECK_EVERY = 16  # entries between two looks at whether the tile takes no more
+_CHECK_EVERY = 32  # entries between two looks at whether the tile takes no more
 
 
 @kernel
@@ -88,6 +88,7 @@ def draw_tiles(
     channels = features.shape[2]
     splats_of_image = len(splats) // len(rgb)
     Z = np.empty(_FEATURES + channels * LANES, colors.dtype)
+    place_pixels(Z)
     g = np.empty(8, colors.dtype)
     for tile in range(first + first_tile, end + first_tile):
         image, x0, y0 = tile_origin(tile, tiles_x, tiles_y)
@@ -113,35 +114,38 @@ def draw_tiles(
 @kernel
 def begin_tile(Z, width, height):
     """Clear the state; pixels beyond width and height, beside the image, take nothing."""
-    Z[:] = ZERO
-    for i in range(LANES):
-        x, y = i % TILE_WIDTH, i // TILE_WIDTH
-        Z[i + _PX] = np.float32(x) + HALF
-        Z[i + _PY] = np.float32(y) + HALF
-        Z[i + _T] = ONE if (x < width) & (y < height) else ZERO
+    Z[_T:] = ZERO
+    for y in range(min(TILE_HEIGHT, height)):
+        for x in range(min(TILE_WIDTH, width)):
+            Z[_T + y * TILE_WIDTH + x] = ONE
 
 
 @kernel
 def is_full(Z):
     """Whether no pixel of the tile takes any more."""
-    most = ZERO
+    taking = ZERO
     for i in range(LANES):
-        most = max(most, Z[i + _T])
-    return most <= ZERO
+        taking += np.float32(Z[i + _T] > ZERO)
+    return taking == ZERO
 
 
 @kernel
 def finish_tile(Z, image, x0, y0, backgrounds, rgb, alpha, depth, feature_images, rests, lasts):
     """Write the state of a tile into the images, colours over the background."""
-    for y in range(min(TILE_HEIGHT, rgb.shape[2] - y0)):
-        for x in range(min(TILE_WIDTH, rgb.shape[3] - x0)):
-            i = y * TILE_WIDTH + x
-            rest = abs(Z[i + _T])
-            for channel in range(3):
-                rgb[image, channel, y0 + y, x0 + x] = Z[i + _RED + channel * LANES] + rest * backgrounds[image, channel]
-            alpha[image, 0, y0 + y, x0 + x] = ONE - rest
-            depth[image, 0, y0 + y, x0 + x] = Z[i + _DEPTH]
-            rests[image, y0 + y, x0 + x] = rest
-            lasts[image, y0 + y, x0 + x] = int(Z[i + _LAST])
-            for channel in range(feature_images.shape[1]):
-                feature_images[image, channel, y0 + y, x0 + x] = Z[i + _FEATURES + channel * LANES]
+    width = min(TILE_WIDTH, rgb.shape[3] - x0)
+    for row in range(min(TILE_HEIGHT, rgb.shape[2] - y0)):
+        i, y = row * TILE_WIDTH, y0 + row
+        for x in range(width):
+            rest = abs(Z[i + x + _T])
+            rests[image, y, x0 + x] = rest
+            alpha[image, 0, y, x0 + x] = ONE - rest
+            depth[image, 0, y, x0 + x] = Z[i + x + _DEPTH]
+            lasts[image, y, x0 + x] = int(Z[i + x + _LAST])
+        for channel in range(3):
+            background = backgrounds[image, channel]
+            for x in range(width):
+                rest = abs(Z[i + x + _T])
+                rgb[image, channel, y, x0 + x] = Z[i + x + _RED + channel * LANES] + rest * background
+        for channel in range(feature_images.shape[1]):
+            for x in range(width):
+                feature_images[image, channel, y, x0 + x] = Z[i + x + _FEATURES + channel * LANES]

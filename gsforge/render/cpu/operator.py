@@ -11,6 +11,7 @@ from gsforge.core.gaussians import Gaussians
 from gsforge.render.checks import check_values
 from gsforge.render.cpu.differentiate import FIRST_ORDER, L1, L2, NO_LOSS
 from gsforge.render.cpu.passes import Array, ImageGradients, Scene, Splats, backward, forward
+from gsforge.render.cpu.warm import warm_up
 from gsforge.render.types import RenderInputs, RenderSettings
 
 LOSSES = {1: ("l1", "exact"), 2: ("l2", "exact"), 3: ("l1", "first_order"), 4: ("l2", "first_order")}
@@ -55,6 +56,7 @@ def rasterize_operator(
     drawn = (means, quats, scales, opacities, sh, colors, features, world_to_camera, intrinsics, backgrounds)
     if not checked:
         _check(drawn, width, height)
+    warm_up(str(means.dtype).removeprefix("torch."))
     scene = _scene(drawn, width, height, settings, antialiased)
     images, splats = forward(scene)
     rgb, alpha, depth, feature_images = map(torch.from_numpy, (images.rgb, images.alpha, images.depth, images.features))

@@ -91,3 +91,11 @@ def place_splat(splats, s, x0, y0, placed):
     placed[1] = splats[s, C] * dy
     placed[2], placed[3], placed[4] = splats[s, A], splats[s, B], splats[s, C]
     placed[5], placed[6] = splats[s, LOG_OPACITY], splats[s, DEPTH]
+
+
+@kernel
+def place_pixels(Z):
+    """Write the pixel centres to the first two planes of the state of a tile, from the corner of the tile."""
+    for i in range(LANES):
+        Z[i] = np.float32(i % TILE_WIDTH) + HALF
+        Z[i + LANES] = np.float32(i // TILE_WIDTH) + HALF
