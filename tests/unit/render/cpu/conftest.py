@@ -1,0 +1,48 @@
+"""Random scenes and cameras for the tests of the kernels."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from gsforge.core.cameras import Cameras, cameras_around, sphere_hammersley
+from gsforge.core.gaussians import Gaussians
+
+
+def random_scene(
+    count: int, degree: int = 1, size: float = 0.1, batch: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+) -> Gaussians:
+    """Gaussians in the unit cube about the origin, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*batch, *shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return Gaussians(
+        means=uniform(count, 3) - 0.5,
+        quats=normalize(uniform(count, 4) - 0.5, dim=-1),
+        scales=size * (0.1 + uniform(count, 3)),
+        opacities=0.05 + 0.9 * uniform(count),
+        sh=uniform(count, (degree + 1) ** 2, 3) - 0.3,
+    )
+
+
+def orbit(
+    views: int, width: int, height: int, batch: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+) -> Cameras:
+    """Cameras that look at the unit cube from all sides, with an off-centre principal point."""
+    poses = cameras_around(sphere_hammersley(views, (0.3, 0.1)).to(dtype), 1.6, 0.8, 16).world_to_camera
+    lens = torch.tensor([[1.2 * width, 0, 0.45 * width], [0, 1.1 * width, 0.55 * height], [0, 0, 1]], dtype=dtype)
+    return Cameras(poses.expand(*batch, views, 4, 4), lens.expand(*batch, views, 3, 3), width, height)
+
+
+@pytest.fixture(name="random_scene")
+def _random_scene() -> Callable[..., Gaussians]:
+    return random_scene
+
+
+@pytest.fixture(name="orbit")
+def _orbit() -> Callable[..., Cameras]:
+    return orbit

@@ -1,0 +1,127 @@
+"""The innermost functions: what they compile to, their exponential, and their spherical harmonics."""
+
+import inspect
+import platform
+import re
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+import pytest
+import torch
+from numba import jit
+from torch.nn.functional import normalize
+
+from gsforge.core.sh import sh_basis
+from gsforge.render.cpu import differentiate, draw, harmonics
+from gsforge.render.cpu.tiles import GRAD_FEATURES, LANES, LOG_255, exp_minus
+
+OPTIONS = draw.draw_splat.targetoptions  # those of `tiles.kernel`
+STATE = np.ones(30 * LANES, np.float32)
+ARGUMENTS = {
+    "Z": STATE,
+    "n": LANES,
+    "limits": np.ones(3, np.float32),
+    "values": np.ones(4, np.float32),
+    "sums": np.zeros((1, GRAD_FEATURES + 4), np.float32),
+    "slot": 0,
+}  # any other is a number
+LOOPS = [
+    draw.draw_splat,
+    draw.draw_features,
+    differentiate.differentiate_splat,
+    differentiate.sum_l1_contribution,
+    differentiate.sum_l2_contribution,
+    differentiate.dot_features,
+    differentiate.sum_features,
+]
+
+needs_x86 = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly; this machine has another processor"
+)
+
+
+def assembly(function: Callable[..., Any], *arguments: Any) -> str:
+    """What a function compiles to for these arguments; compiled anew, as one from the cache has no assembly."""
+    compiled = jit(**OPTIONS)(function)
+    compiled(*arguments)
+    (text,) = compiled.inspect_asm().values()
+    return text
+
+
+def is_packed(text: str) -> bool:
+    return re.search(r"\bv?mulps\b|\bvfmadd\d+ps\b", text) is not None
+
+
+def has_masked_stores(text: str) -> bool:
+    return re.search(r"\bvmaskmovps\b[^\n]*\)\s*$", text, re.MULTILINE) is not None
+
+
+def square_the_positive(Z: Any, n: int) -> None:
+    for i in range(n):
+        if Z[i] > 0:
+            Z[i + LANES] = Z[i] * Z[i]
+
+
+def multiply_one_after_the_other(Z: Any, n: int) -> None:
+    for i in range(n):
+        Z[i + 1] = Z[i] * Z[i + 1] + Z[i]
+
+
+@needs_x86
+@pytest.mark.parametrize("kernel", LOOPS, ids=lambda kernel: kernel.__name__)
+def test_loops_over_pixels_compile_to_packed_instructions(kernel: Any) -> None:
+    names = inspect.signature(kernel.py_func).parameters
+    text = assembly(kernel.py_func, *(ARGUMENTS.get(name, np.float32(0.5)) for name in names))
+    assert is_packed(text), "scalar code: ten times as slow"
+    assert not has_masked_stores(text), "masked stores: very slow on some processors"
+
+
+@needs_x86
+def test_scalar_code_is_noticed() -> None:
+    assert not is_packed(assembly(multiply_one_after_the_other, STATE, LANES))
+
+
+@needs_x86
+def test_masked_stores_are_noticed() -> None:
+    features = llvmlite.binding.get_host_cpu_features()
+    if not features.get("avx2") or features.get("avx512vl"):
+        pytest.skip("only AVX2 without AVX-512 has this instruction for choices")
+    assert has_masked_stores(assembly(square_the_positive, STATE, LANES))
+
+
+def test_exponential() -> None:
+    @jit(**OPTIONS)
+    def exponentials(s: Any, values: Any) -> None:
+        for i in range(len(s)):
+            values[i] = exp_minus(s[i])
+
+    for dtype, tolerance in ((np.float32, 3e-6), (np.float64, 1e-15)):
+        s = np.linspace(0, LOG_255, 1 << 20).astype(dtype)
+        values = np.empty_like(s)
+        exponentials(s, values)
+        expected = np.exp(-s.astype(np.longdouble))
+        assert np.abs(values / expected - 1).max() <= tolerance
+
+
+@pytest.mark.parametrize("degree", range(5))
+def test_spherical_harmonics(degree: int) -> None:
+    terms = (degree + 1) ** 2
+    generator = torch.Generator().manual_seed(degree)
+    directions = torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    directions = normalize(torch.cat([directions, torch.eye(3, dtype=torch.float64), -torch.eye(3).double()]), dim=-1)
+    weights = torch.randn(len(directions), terms, generator=generator, dtype=torch.float64)
+    leaves = directions.clone().requires_grad_()
+    basis = sh_basis(leaves, degree)
+    # Zero times the directions: the constant function alone would have no graph.
+    (gradients,) = torch.autograd.grad((basis * weights).sum() + 0 * leaves.sum(), leaves)
+
+    # More room than needed: what lies beyond must stay as it is.
+    work, values = np.empty((2, 15)), np.full(26, 7.0)
+    for i, (x, y, z) in enumerate(directions.tolist()):
+        harmonics.evaluate_harmonics(x, y, z, terms, work, values)
+        np.testing.assert_allclose(values[:terms], basis[i].detach().numpy(), rtol=0, atol=1e-12)
+        gradient = harmonics.differentiate_harmonics(x, y, z, terms, weights[i].numpy(), work)
+        np.testing.assert_allclose(gradient, gradients[i].numpy(), rtol=0, atol=1e-12)
+    assert (values[terms:] == 7).all()
