@@ -84,9 +84,12 @@ def take_turns(tasks: Mapping[Key, Callable[[], object]], rounds: Rounds) -> dic
         task()
     repeats = rounds.fit(time.perf_counter() - started)
     samples: dict[Key, list[tuple[float, float, float]]] = {key: [] for key in tasks}
+    gc.collect()
+    gc.freeze()  # else each collection goes through all modules, takes longer than a task, and empties the caches
     for _ in range(repeats):
         for key, task in tasks.items():
             samples[key].append(_once(task))
+    gc.unfreeze()
     return {key: _medians(rows) for key, rows in samples.items()}
 
 
