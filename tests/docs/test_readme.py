@@ -60,8 +60,16 @@ def test_make_targets_exist() -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_modules_run() -> None:
+    modules = [shlex.split(line)[2] for line in commands() if line.startswith("python -m ")]
+    assert modules
+    for module in modules:
+        done = subprocess.run([sys.executable, "-m", module], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
 def test_every_command_is_of_a_tested_kind() -> None:
-    known = ("gsforge ", "make ", *PLACES)
+    known = ("gsforge ", "make ", "python -m ", *PLACES)
     assert [line for line in commands() if not line.startswith(known)] == []
 
 
