@@ -30,8 +30,8 @@ _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 def kernel(function):
     """Compile a function without the interpreter lock, once for each machine; division by zero is not an error.
 
-    Numba looks at the file of a kernel, not at those it imports, to see whether it must compile again: after a change to
-    this file or to a function that another file calls, `make clean` or touch the callers.
+    Numba looks at the file of a kernel, not at those it imports, to see whether it must compile again: after a change
+    to this file or to a function that another file calls, `make clean` or touch the callers.
     """
     return njit(nogil=True, cache=True, fastmath=_FASTMATH, error_model="numpy")(function)
 
