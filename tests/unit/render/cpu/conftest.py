@@ -9,6 +9,8 @@ from torch.nn.functional import normalize
 
 from gsforge.core.cameras import Cameras, cameras_around, sphere_hammersley
 from gsforge.core.gaussians import Gaussians
+from gsforge.render import RenderSettings, rasterize
+from gsforge.render.types import Mode
 
 
 def random_scene(
@@ -46,3 +48,46 @@ def _random_scene() -> Callable[..., Gaussians]:
 @pytest.fixture(name="orbit")
 def _orbit() -> Callable[..., Cameras]:
     return orbit
+
+
+def smooth_inputs(views: int = 2, width: int = 5, height: int = 4) -> dict[str, Tensor]:
+    """What `draw_tensors` takes: few wide Gaussians in float64, every one of which is far from the thresholds of alpha,
+    transmittance and colour in every pixel."""
+    cameras = orbit(views, width, height, dtype=torch.float64)
+    gaussians = random_scene(5, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "means": 0.3 * gaussians.means,
+        "quats": gaussians.quats,
+        "scales": 0.5 + gaussians.scales,
+        "opacities": 0.2 + 0.4 * gaussians.opacities,
+        "sh": 0.2 * gaussians.sh + 0.1,
+        "world_to_camera": cameras.world_to_camera.clone(),
+        "intrinsics": cameras.intrinsics.clone(),
+        "backgrounds": torch.rand(views, 3, generator=generator, dtype=torch.float64),
+        "features": torch.randn(5, 2, generator=generator, dtype=torch.float64),
+    }
+
+
+def draw_tensors(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, sh: Tensor, world_to_camera: Tensor,
+    intrinsics: Tensor, backgrounds: Tensor, features: Tensor, *, width: int = 5, height: int = 4,
+    mode: Mode = "classic",
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """All images, as a function of tensors alone."""
+    drawn = rasterize(
+        Gaussians(means, quats, scales, opacities, sh), Cameras(world_to_camera, intrinsics, width, height),
+        backgrounds=backgrounds, features=features, settings=RenderSettings(mode), backend="cpu",
+    )  # fmt: skip
+    assert drawn.features is not None
+    return drawn.rgb, drawn.alpha, drawn.depth, drawn.features
+
+
+@pytest.fixture(name="smooth_inputs")
+def _smooth_inputs() -> dict[str, Tensor]:
+    return smooth_inputs()
+
+
+@pytest.fixture(name="draw_tensors")
+def _draw_tensors() -> Callable[..., tuple[Tensor, ...]]:
+    return draw_tensors
