@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from gsforge.core.cameras import Cameras, cameras_around, sphere_hammersley
 from gsforge.core.gaussians import Gaussians
-from gsforge.render import RenderSettings, rasterize
+from gsforge.render import Contribution, RenderSettings, rasterize
 from gsforge.render.types import Mode
 
 
@@ -91,3 +91,37 @@ def _smooth_inputs() -> dict[str, Tensor]:
 @pytest.fixture(name="draw_tensors")
 def _draw_tensors() -> Callable[..., tuple[Tensor, ...]]:
     return draw_tensors
+
+
+def draw_and_differentiate(gaussians: Gaussians, cameras: Cameras) -> dict[str, Tensor]:
+    """Every image, and every gradient of a weighted sum of all of them; features differ from view to view."""
+    batch, count, size = gaussians.batch_shape, gaussians.count, (cameras.height, cameras.width)
+    generator = torch.Generator().manual_seed(3)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*batch, *shape, generator=generator)
+
+    leaves = {name: getattr(gaussians, name) for name in ("means", "quats", "scales", "opacities", "sh")}
+    leaves |= {name: getattr(cameras, name) for name in ("world_to_camera", "intrinsics")}
+    leaves |= {"backgrounds": uniform(cameras.count, 3), "features": uniform(cameras.count, count, 2)}
+    leaves["tokens"] = uniform(count)
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in leaves.items()}
+    drawn = rasterize(
+        Gaussians(*list(leaves.values())[:5]),
+        Cameras(leaves["world_to_camera"], leaves["intrinsics"], cameras.width, cameras.height),
+        backgrounds=leaves["backgrounds"],
+        features=leaves["features"],
+        contribution=Contribution(uniform(cameras.count, 3, *size), leaves["tokens"]),
+        backend="cpu",
+    )
+    names = ("rgb", "alpha", "depth", "features", "loss")
+    images = [getattr(drawn, name) for name in names]
+    weights = [torch.randn(image.shape, generator=generator) for image in images]
+    gradients = torch.autograd.grad(images, list(leaves.values()), weights)
+    result = dict(zip(names, (image.detach() for image in images), strict=True))
+    return result | {f"gradient by {name}": v for name, v in zip(leaves, gradients, strict=True)}
+
+
+@pytest.fixture(name="draw_and_differentiate")
+def _draw_and_differentiate() -> Callable[[Gaussians, Cameras], dict[str, Tensor]]:
+    return draw_and_differentiate
