@@ -42,7 +42,7 @@ def test_the_likeliest_point_is_yellow_and_the_least_likely_violet() -> None:
         assert likely[0] > likely[2] * 3  # red and green without blue
         assert likely[1] > likely[2] * 3
         assert unlikely[2] > unlikely[0]
-        assert unlikely[1] == 0
+        assert unlikely[1] < 1e-6  # no green, up to the rounding of its spherical harmonic
 
 
 def test_equal_probabilities_draw_without_dividing_by_zero() -> None:
