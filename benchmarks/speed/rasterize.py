@@ -45,7 +45,7 @@ FULL = Plan(
         for degree, count, size in itertools.product((3, 0), (2000, 20_000, 200_000), (64, 256, 512))
     ),
     details=(Cell(20_000, 256, 3), Cell(200_000, 512, 3)),
-    rounds=Rounds(least=5, most=25, seconds=12),
+    rounds=Rounds(least=5, most=25, seconds=8),
 )
 QUICK = Plan(
     cells=tuple(Cell(count, size, degree) for degree in (3, 0) for count, size in ((2000, 64), (20_000, 256))),
