@@ -1,17 +1,16 @@
-"""From the sums over pixels to the gradients of Gaussians and cameras, one Gaussian after the other in index order."""
+"""From the sums over pixels to the gradients of Gaussians and cameras, blocks of Gaussians in index order."""
 
 import math
 
 import numpy as np
 
 from gsforge.render.cpu.geometry import (
-    AXES_X,
-    AXES_Y,
-    BOUNDED_X,
-    BOUNDED_Y,
-    CAM_X,
-    CAM_Y,
-    CAM_Z,
+    ALONG_X,
+    ALONG_Y,
+    AXES,
+    BLOCK,
+    BOUNDED,
+    CAM,
     CENTER,
     COV_XX,
     COV_XY,
@@ -19,15 +18,22 @@ from gsforge.render.cpu.geometry import (
     CX,
     CY,
     DET,
+    FREE,
     FX,
     FY,
+    IN_CAMERA,
     LEAST_COMPENSATION,
-    PROJECTED,
+    LENGTH,
+    MEAN,
+    QUAT,
     ROTATION,
+    SCALE,
     SHARP_DET,
     SHARP_XX,
     SHARP_YY,
     TRANSLATION,
+    TURN,
+    load_gaussians,
     project_axes,
     rotate_axes,
     to_camera,
@@ -37,18 +43,22 @@ from gsforge.render.cpu.tiles import (
     GRAD_DEPTH,
     GRAD_RED,
     SUM_U,
-    SUM_UP,
-    SUM_UPP,
-    SUM_UPR,
-    SUM_UR,
     SUM_URR,
     A,
-    B,
     C,
     kernel,
 )
 
-BLOCK = 1024  # Gaussians whose share in the camera gradients is summed together; not the number of threads decides
+GROUP = (
+    32 * BLOCK
+)  # Gaussians whose share in the camera gradients is summed together; not the number of threads decides
+
+# Planes behind those of `geometry.py`. Of a splat: whether it was drawn, the sums over its pixels in the order of
+# their columns, its columns A, B, C; gradients by the axes and the position in the camera, row by row, and by the
+# intrinsics. Of a Gaussian, over all views: gradients by mean, axes in the world and opacity, by quaternion and scales.
+_DRAWN, _U, _UP, _UR, _UPP, _UPR, _URR, _A, _B, _C, _V_DEPTH = (FREE + BLOCK * at for at in range(11))
+_V_IN_CAMERA, _V_POSITION, _V_FX, _V_FY, _V_CX, _V_CY = (FREE + BLOCK * at for at in (11, 20, 23, 24, 25, 26))
+_V_MEAN, _V_AXES, _V_OPACITY, _V_QUAT, _V_SCALE, _END = (FREE + BLOCK * at for at in (27, 30, 39, 40, 44, 47))
 
 
 @kernel
@@ -65,11 +75,11 @@ def differentiate_geometry(
     first, end, means, quats, scales, opacities, cameras, width, height, eps2d, antialiased, splats, counts, totals,
     v_means, v_quats, v_scales, v_opacities, v_cameras,
 ):  # fmt: skip
-    """Gradients by the geometry, for the blocks first..end-1 of Gaussians.
+    """Gradients by the geometry, for the groups first..end-1 of Gaussians.
 
     Args:
-        first: first block; the blocks of a scene follow each other, and no block spans two scenes.
-        end: block after the last.
+        first: first group; the groups of a scene follow each other, and no group spans two scenes.
+        end: group after the last.
         means: [B, N, 3].
         quats: [B, N, 4].
         scales: [B, N, 3].
@@ -86,148 +96,211 @@ def differentiate_geometry(
         v_quats: [B, N, 4] written.
         v_scales: [B, N, 3] written.
         v_opacities: [B, N] written.
-        v_cameras: [blocks, views, 19] written, the layout of `cameras`.
+        v_cameras: [groups, views, 19] written, the layout of `cameras`.
     """
     count, views = means.shape[1], len(cameras) // len(means)
-    blocks = (count + BLOCK - 1) // BLOCK
-    turn, v_axes, v_mean = np.empty(18), np.empty(9), np.empty(3)
-    in_camera, projected, v_in_camera, v_position = np.empty(9), np.empty(PROJECTED), np.empty(9), np.empty(3)
-    for block in range(first, end):
-        v_cameras[block] = 0.0
-        scene = block // blocks
-        begin = (block - scene * blocks) * BLOCK
-        for n in range(begin, min(begin + BLOCK, count)):
-            v_mean[:], v_axes[:], v_opacity, length = 0.0, 0.0, 0.0, 0.0
+    groups = (count + GROUP - 1) // GROUP
+    G = np.ones(_END)
+    for group in range(first, end):
+        v_cameras[group] = 0.0
+        scene = group // groups
+        group_begin = (group - scene * groups) * GROUP
+        for begin in range(group_begin, min(group_begin + GROUP, count), BLOCK):
+            number = min(BLOCK, count - begin)
+            load_gaussians(means, quats, scales, scene, begin, number, G)
+            rotate_axes(G)
+            G[_V_MEAN:_V_QUAT] = 0.0
             for view in range(views):
-                s = (scene * views + view) * count + n
-                if counts[s] == 0:
-                    continue
-                if length == 0:
-                    length = rotate_axes(quats, scales, scene, n, turn)
                 image = scene * views + view
-                to_camera(means, scene, n, cameras, image, projected)
-                project_axes(turn, cameras, image, width, height, eps2d, in_camera, projected)
-                v_opacity += totals[s, SUM_U] / opacities[scene, n]
-                differentiate_projection(
-                    splats, totals, s, projected, in_camera, cameras, image, antialiased,
-                    v_in_camera, v_position, v_cameras, block, view,
-                )  # fmt: skip
-                to_world(
-                    means, scene, n, turn, cameras, image, v_in_camera, v_position, v_mean, v_axes,
-                    v_cameras, block, view,
-                )  # fmt: skip
-            for axis in range(3):
-                v_means[scene, n, axis] = v_mean[axis]
-            v_opacities[scene, n] = v_opacity
-            if length > 0:
-                differentiate_axes(quats, scales, scene, n, length, turn, v_axes, v_quats, v_scales)
-            else:
-                v_quats[scene, n, :], v_scales[scene, n, :] = 0, 0
+                if load_sums(splats, counts, totals, opacities, scene, image, begin, number, G) > 0:
+                    to_camera(G, cameras, image)
+                    project_axes(G, cameras, image, width, height, eps2d)
+                    differentiate_projection(G, cameras, image, antialiased)
+                    to_world(G, cameras, image)
+                    add_to_camera(G, v_cameras, group, view)
+            differentiate_axes(G)
+            store_gradients(G, scene, begin, number, v_means, v_quats, v_scales, v_opacities)
 
 
 @kernel
-def differentiate_projection(
-    splats, totals, s, projected, in_camera, cameras, image, antialiased, v_in_camera, v_position,
-    v_cameras, block, view,
-):  # fmt: skip
-    """Write the gradients by the axes and the position in the camera; add those by the intrinsics.
+def load_sums(splats, counts, totals, opacities, scene, image, begin, number, G):
+    """Write the planes from _DRAWN to _V_DEPTH, add to _V_OPACITY; returns how many splats were drawn."""
+    drawn = 0
+    G[_DRAWN : _DRAWN + BLOCK] = 0.0
+    for i in range(number):
+        s = image * opacities.shape[1] + begin + i
+        if counts[s] == 0:
+            continue
+        drawn += 1
+        G[_DRAWN + i] = 1.0
+        for column in range(SUM_URR + 1):
+            G[_U + column * BLOCK + i] = totals[s, column]
+        for column in range(A, C + 1):
+            G[_A + (column - A) * BLOCK + i] = splats[s, column]
+        G[_V_DEPTH + i] = totals[s, GRAD_DEPTH]
+        G[_V_OPACITY + i] += totals[s, SUM_U] / opacities[scene, begin + i]
+    return drawn
+
+
+@kernel
+def differentiate_projection(G, cameras, image, antialiased):
+    """Write the gradients by the axes and the position in the camera and by the intrinsics, 0 where not drawn.
 
     With K the inverse covariance, dL/dmean2d = sum_p u K d and dL/dcov2d = 1/2 sum_p u (K d)(K d)^T, where K d is
     linear in p and r.
     """
-    a, b, c = splats[s, A], splats[s, B], splats[s, C]
-    upp, upr, urr = float(totals[s, SUM_UPP]), float(totals[s, SUM_UPR]), float(totals[s, SUM_URR])
-    v_x = 2 * a * totals[s, SUM_UP]
-    v_y = 2 * (b * totals[s, SUM_UP] + c * totals[s, SUM_UR])
-    v_xx = 2 * a * a * upp
-    v_xy = 4 * a * (b * upp + c * upr)
-    v_yy = 2 * (b * b * upp + 2 * b * c * upr + c * c * urr)
-    if antialiased and projected[SHARP_DET] > LEAST_COMPENSATION * projected[DET]:
+    fx, fy, compensated = cameras[image, FX], cameras[image, FY], 0.5 if antialiased else 0.0
+    for i in range(BLOCK):
+        drawn = G[i + _DRAWN] > 0
+        a, b, c = G[i + _A], G[i + _B], G[i + _C]
+        v_x = 2 * a * G[i + _UP]
+        v_y = 2 * (b * G[i + _UP] + c * G[i + _UR])
+        upp, upr, urr = G[i + _UPP], G[i + _UPR], G[i + _URR]
+        v_xx = 2 * a * a * upp
+        v_xy = 4 * a * (b * upp + c * upr)
+        v_yy = 2 * (b * b * upp + 2 * b * c * upr + c * c * urr)
         # d log(compensation) = (d log sharp_det - d log det) / 2, and u sums dL / d log(opacity).
-        sharp, full = 0.5 * totals[s, SUM_U] / projected[SHARP_DET], 0.5 * totals[s, SUM_U] / projected[DET]
-        v_xx += sharp * projected[SHARP_YY] - full * projected[COV_YY]
-        v_yy += sharp * projected[SHARP_XX] - full * projected[COV_XX]
-        v_xy -= 2 * (sharp - full) * projected[COV_XY]
+        factor = compensated if G[i + SHARP_DET] > LEAST_COMPENSATION * G[i + DET] else 0.0
+        sharp = factor * G[i + _U] / max(G[i + SHARP_DET], LEAST_COMPENSATION * G[i + DET])
+        full = factor * G[i + _U] / G[i + DET]
+        v_xx += sharp * G[i + SHARP_YY] - full * G[i + COV_YY]
+        v_yy += sharp * G[i + SHARP_XX] - full * G[i + COV_XX]
+        v_xy -= 2 * (sharp - full) * G[i + COV_XY]
 
-    z, fx, fy = projected[CAM_Z], cameras[image, FX], cameras[image, FY]
-    bounded_x, bounded_y = projected[BOUNDED_X], projected[BOUNDED_Y]
-    v_bounded_x, v_bounded_y, scaled_x, scaled_y = 0.0, 0.0, 0.0, 0.0
-    for axis in range(3):
-        along_x, along_y = projected[AXES_X + axis], projected[AXES_Y + axis]
-        v_along_x = 2 * v_xx * along_x + v_xy * along_y
-        v_along_y = v_xy * along_x + 2 * v_yy * along_y
-        v_in_camera[axis] = fx / z * v_along_x
-        v_in_camera[3 + axis] = fy / z * v_along_y
-        v_in_camera[6 + axis] = -bounded_x * v_in_camera[axis] - bounded_y * v_in_camera[3 + axis]
-        v_bounded_x -= v_in_camera[axis] * in_camera[6 + axis]
-        v_bounded_y -= v_in_camera[3 + axis] * in_camera[6 + axis]
-        scaled_x += along_x * v_along_x
-        scaled_y += along_y * v_along_y
+        z = G[i + CAM + 2 * BLOCK]
+        bounded_x, bounded_y = G[i + BOUNDED], G[i + BOUNDED + BLOCK]
+        v_bounded_x, v_bounded_y, scaled_x, scaled_y = 0.0, 0.0, 0.0, 0.0
+        for axis in range(3):
+            along_x, along_y = G[i + ALONG_X + axis * BLOCK], G[i + ALONG_Y + axis * BLOCK]
+            along_z = G[i + IN_CAMERA + (6 + axis) * BLOCK]
+            v_along_x = 2 * v_xx * along_x + v_xy * along_y
+            v_along_y = v_xy * along_x + 2 * v_yy * along_y
+            v_axis_x, v_axis_y = fx / z * v_along_x, fy / z * v_along_y
+            G[i + _V_IN_CAMERA + axis * BLOCK] = v_axis_x if drawn else 0.0
+            G[i + _V_IN_CAMERA + (3 + axis) * BLOCK] = v_axis_y if drawn else 0.0
+            G[i + _V_IN_CAMERA + (6 + axis) * BLOCK] = -bounded_x * v_axis_x - bounded_y * v_axis_y if drawn else 0.0
+            v_bounded_x -= v_axis_x * along_z
+            v_bounded_y -= v_axis_y * along_z
+            scaled_x += along_x * v_along_x
+            scaled_y += along_y * v_along_y
 
-    slope_x, slope_y = projected[CAM_X] / z, projected[CAM_Y] / z
-    v_slope_x, v_slope_y = fx * v_x, fy * v_y
-    v_cameras[block, view, FX] += slope_x * v_x + scaled_x / fx
-    v_cameras[block, view, FY] += slope_y * v_y + scaled_y / fy
-    v_cameras[block, view, CX] += v_x
-    v_cameras[block, view, CY] += v_y
-    if slope_x == bounded_x:
-        v_slope_x += v_bounded_x
-    else:
-        v_cameras[block, view, FX] -= bounded_x / fx * v_bounded_x
-        v_cameras[block, view, CX] -= v_bounded_x / fx
-    if slope_y == bounded_y:
-        v_slope_y += v_bounded_y
-    else:
-        v_cameras[block, view, FY] -= bounded_y / fy * v_bounded_y
-        v_cameras[block, view, CY] -= v_bounded_y / fy
-    v_position[0], v_position[1] = v_slope_x / z, v_slope_y / z
-    v_position[2] = totals[s, GRAD_DEPTH] - (slope_x * v_slope_x + slope_y * v_slope_y + scaled_x + scaled_y) / z
+        # A bounded slope moves with the lens, not with the Gaussian.
+        slope_x, slope_y = G[i + CAM] / z, G[i + CAM + BLOCK] / z
+        free_x, free_y = slope_x == bounded_x, slope_y == bounded_y
+        v_slope_x = fx * v_x + (v_bounded_x if free_x else 0.0)
+        v_slope_y = fy * v_y + (v_bounded_y if free_y else 0.0)
+        v_lens_x, v_lens_y = (0.0 if free_x else v_bounded_x / fx), (0.0 if free_y else v_bounded_y / fy)
+        v_z = G[i + _V_DEPTH] - (slope_x * v_slope_x + slope_y * v_slope_y + scaled_x + scaled_y) / z
+        G[i + _V_POSITION] = v_slope_x / z if drawn else 0.0
+        G[i + _V_POSITION + BLOCK] = v_slope_y / z if drawn else 0.0
+        G[i + _V_POSITION + 2 * BLOCK] = v_z if drawn else 0.0
+        G[i + _V_FX] = slope_x * v_x + scaled_x / fx - bounded_x * v_lens_x if drawn else 0.0
+        G[i + _V_FY] = slope_y * v_y + scaled_y / fy - bounded_y * v_lens_y if drawn else 0.0
+        G[i + _V_CX] = v_x - v_lens_x if drawn else 0.0
+        G[i + _V_CY] = v_y - v_lens_y if drawn else 0.0
 
 
 @kernel
-def to_world(means, scene, n, turn, cameras, image, v_in_camera, v_position, v_mean, v_axes, v_cameras, block, view):
-    """Add the gradients by mean and axes in the world, and by the pose, through x_camera = R x_world + t."""
+def to_world(G, cameras, image):
+    """Add the gradients by mean and axes in the world, through x_camera = R x_world + t."""
+    for column in range(3):
+        first, second, third = cameras[image, column], cameras[image, 3 + column], cameras[image, 6 + column]
+        Q = G[column * BLOCK :]
+        for i in range(BLOCK):
+            Q[i + _V_MEAN] += (
+                first * G[i + _V_POSITION]
+                + second * G[i + _V_POSITION + BLOCK]
+                + third * G[i + _V_POSITION + 2 * BLOCK]
+            )
+        Q = G[3 * column * BLOCK :]
+        for i in range(3 * BLOCK):
+            Q[i + _V_AXES] += (
+                first * G[i + _V_IN_CAMERA] + second * G[i + _V_IN_CAMERA + 3 * BLOCK]
+                + third * G[i + _V_IN_CAMERA + 6 * BLOCK]
+            )  # fmt: skip
+
+
+@kernel
+def add_to_camera(G, v_cameras, group, view):
+    """Add the gradients by the pose and the intrinsics, sums over the lanes."""
     for row in range(3):
-        v_cameras[block, view, TRANSLATION + row] += v_position[row]
-        for column in range(3):
-            at = 3 * row + column
-            v_rotation = v_position[row] * means[scene, n, column]
-            v_mean[column] += cameras[image, at] * v_position[row]
-            for axis in range(3):
-                v_rotation += v_in_camera[3 * row + axis] * turn[9 + 3 * column + axis]
-                v_axes[3 * column + axis] += cameras[image, at] * v_in_camera[3 * row + axis]
-            v_cameras[block, view, ROTATION + at] += v_rotation
+        P, Q = G[row * BLOCK :], G[3 * row * BLOCK :]
+        total, first, second, third = 0.0, 0.0, 0.0, 0.0
+        for i in range(BLOCK):
+            v = P[i + _V_POSITION]
+            a, b, c = Q[i + _V_IN_CAMERA], Q[i + _V_IN_CAMERA + BLOCK], Q[i + _V_IN_CAMERA + 2 * BLOCK]
+            total += v
+            first += v * G[i + MEAN] + a * G[i + AXES] + b * G[i + AXES + BLOCK] + c * G[i + AXES + 2 * BLOCK]
+            second += (
+                v * G[i + MEAN + BLOCK]
+                + a * G[i + AXES + 3 * BLOCK] + b * G[i + AXES + 4 * BLOCK] + c * G[i + AXES + 5 * BLOCK]
+            )  # fmt: skip
+            third += (
+                v * G[i + MEAN + 2 * BLOCK]
+                + a * G[i + AXES + 6 * BLOCK] + b * G[i + AXES + 7 * BLOCK] + c * G[i + AXES + 8 * BLOCK]
+            )  # fmt: skip
+        v_cameras[group, view, TRANSLATION + row] += total
+        v_cameras[group, view, ROTATION + 3 * row] += first
+        v_cameras[group, view, ROTATION + 3 * row + 1] += second
+        v_cameras[group, view, ROTATION + 3 * row + 2] += third
+    fx, fy, cx, cy = 0.0, 0.0, 0.0, 0.0
+    for i in range(BLOCK):
+        fx += G[i + _V_FX]
+        fy += G[i + _V_FY]
+        cx += G[i + _V_CX]
+        cy += G[i + _V_CY]
+    v_cameras[group, view, FX] += fx
+    v_cameras[group, view, FY] += fy
+    v_cameras[group, view, CX] += cx
+    v_cameras[group, view, CY] += cy
 
 
 @kernel
-def differentiate_axes(quats, scales, scene, n, length, turn, v_axes, v_quats, v_scales):
-    """Write the gradients by quaternion and scales of the axes turn[9:18] = matrix(quat / length) diag(scale)."""
-    for axis in range(3):
-        v_scales[scene, n, axis] = (
-            turn[axis] * v_axes[axis] + turn[3 + axis] * v_axes[3 + axis] + turn[6 + axis] * v_axes[6 + axis]
-        )
-    w, x = quats[scene, n, 0] / length, quats[scene, n, 1] / length
-    y, z = quats[scene, n, 2] / length, quats[scene, n, 3] / length
-    first, second, third = scales[scene, n, 0], scales[scene, n, 1], scales[scene, n, 2]
-    r0, r1, r2 = v_axes[0] * first, v_axes[1] * second, v_axes[2] * third
-    r3, r4, r5 = v_axes[3] * first, v_axes[4] * second, v_axes[5] * third
-    r6, r7, r8 = v_axes[6] * first, v_axes[7] * second, v_axes[8] * third
-    v_w = 2 * (x * (r7 - r5) + y * (r2 - r6) + z * (r3 - r1))
-    v_x = 2 * (y * (r1 + r3) + z * (r2 + r6) + w * (r7 - r5) - 2 * x * (r4 + r8))
-    v_y = 2 * (x * (r1 + r3) + z * (r5 + r7) + w * (r2 - r6) - 2 * y * (r0 + r8))
-    v_z = 2 * (x * (r2 + r6) + y * (r5 + r7) + w * (r3 - r1) - 2 * z * (r0 + r4))
-    outward = v_w * w + v_x * x + v_y * y + v_z * z
-    v_quats[scene, n, 0], v_quats[scene, n, 1] = (v_w - outward * w) / length, (v_x - outward * x) / length
-    v_quats[scene, n, 2], v_quats[scene, n, 3] = (v_y - outward * y) / length, (v_z - outward * z) / length
+def differentiate_axes(G):
+    """Write the gradients by quaternion and scales of AXES = matrix(quat / length) diag(scale)."""
+    for i in range(3 * BLOCK):
+        G[i + _V_SCALE] = (
+            G[i + TURN] * G[i + _V_AXES] + G[i + TURN + 3 * BLOCK] * G[i + _V_AXES + 3 * BLOCK]
+            + G[i + TURN + 6 * BLOCK] * G[i + _V_AXES + 6 * BLOCK]
+        )  # fmt: skip
+    for i in range(BLOCK):
+        length = G[i + LENGTH]
+        w, x = G[i + QUAT] / length, G[i + QUAT + BLOCK] / length
+        y, z = G[i + QUAT + 2 * BLOCK] / length, G[i + QUAT + 3 * BLOCK] / length
+        first, second, third = G[i + SCALE], G[i + SCALE + BLOCK], G[i + SCALE + 2 * BLOCK]
+        r0, r1, r2 = G[i + _V_AXES] * first, G[i + _V_AXES + BLOCK] * second, G[i + _V_AXES + 2 * BLOCK] * third
+        r3, r4 = G[i + _V_AXES + 3 * BLOCK] * first, G[i + _V_AXES + 4 * BLOCK] * second
+        r5, r6 = G[i + _V_AXES + 5 * BLOCK] * third, G[i + _V_AXES + 6 * BLOCK] * first
+        r7, r8 = G[i + _V_AXES + 7 * BLOCK] * second, G[i + _V_AXES + 8 * BLOCK] * third
+        v_w = 2 * (x * (r7 - r5) + y * (r2 - r6) + z * (r3 - r1))
+        v_x = 2 * (y * (r1 + r3) + z * (r2 + r6) + w * (r7 - r5) - 2 * x * (r4 + r8))
+        v_y = 2 * (x * (r1 + r3) + z * (r5 + r7) + w * (r2 - r6) - 2 * y * (r0 + r8))
+        v_z = 2 * (x * (r2 + r6) + y * (r5 + r7) + w * (r3 - r1) - 2 * z * (r0 + r4))
+        outward = v_w * w + v_x * x + v_y * y + v_z * z
+        G[i + _V_QUAT], G[i + _V_QUAT + BLOCK] = (v_w - outward * w) / length, (v_x - outward * x) / length
+        G[i + _V_QUAT + 2 * BLOCK] = (v_y - outward * y) / length
+        G[i + _V_QUAT + 3 * BLOCK] = (v_z - outward * z) / length
+
+
+@kernel
+def store_gradients(G, scene, begin, number, v_means, v_quats, v_scales, v_opacities):
+    """Write the gradients of `number` Gaussians, from Gaussian `begin` on."""
+    for i in range(number):
+        for axis in range(3):
+            v_means[scene, begin + i, axis] = G[_V_MEAN + axis * BLOCK + i]
+            v_scales[scene, begin + i, axis] = G[_V_SCALE + axis * BLOCK + i]
+        for part in range(4):
+            v_quats[scene, begin + i, part] = G[_V_QUAT + part * BLOCK + i]
+        v_opacities[scene, begin + i] = G[_V_OPACITY + i]
 
 
 @kernel
 def differentiate_colors(first, end, means, sh, cameras, colors, counts, totals, v_sh, v_means, v_cameras):
-    """Gradients through the spherical harmonics, for the blocks first..end-1 of Gaussians.
+    """Gradients through the spherical harmonics, for the groups first..end-1 of Gaussians.
 
     Args:
-        first: first block, as in `differentiate_geometry`.
-        end: block after the last.
+        first: first group, as in `differentiate_geometry`.
+        end: group after the last.
         means: [B, N, 3].
         sh: [B, N, K, 3].
         cameras: [I, 19].
@@ -236,16 +309,16 @@ def differentiate_colors(first, end, means, sh, cameras, colors, counts, totals,
         totals: [S, 11 + F].
         v_sh: [B, N, K, 3] written.
         v_means: [B, N, 3] added to.
-        v_cameras: [blocks, views, 19] added to.
+        v_cameras: [groups, views, 19] added to.
     """
     count, views = means.shape[1], len(cameras) // len(means)
-    blocks, terms = (count + BLOCK - 1) // BLOCK, sh.shape[2]
+    groups, terms = (count + GROUP - 1) // GROUP, sh.shape[2]
     basis, weights, work = np.empty(MAX_TERMS), np.empty(MAX_TERMS), np.empty((2, 15))
     v_color = np.empty(3, sh.dtype)
-    for block in range(first, end):
-        scene = block // blocks
-        begin = (block - scene * blocks) * BLOCK
-        for n in range(begin, min(begin + BLOCK, count)):
+    for group in range(first, end):
+        scene = group // groups
+        begin = (group - scene * groups) * GROUP
+        for n in range(begin, min(begin + GROUP, count)):
             v_sh[scene, n, :, :] = 0
             for view in range(views):
                 s = (scene * views + view) * count + n
@@ -271,4 +344,4 @@ def differentiate_colors(first, end, means, sh, cameras, colors, counts, totals,
                 v_x, v_y, v_z = differentiate_harmonics(x, y, z, terms, weights, work)
                 for axis, v in ((0, v_x * inverse), (1, v_y * inverse), (2, v_z * inverse)):
                     v_means[scene, n, axis] += v
-                    v_cameras[block, view, CENTER + axis] -= v
+                    v_cameras[group, view, CENTER + axis] -= v

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 # Entries (splat, tile) held at once; beyond, tiles are drawn in chunks of rows. 60 to 100 bytes each with gradients.
 MAX_ENTRIES = 1 << 22
 # Items worth a call from another thread.
-_SPLATS, _TILES, _BLOCKS = 4096, 16, 4
+_SPLATS, _TILES, _GROUPS = 4096, 16, 4
 
 
 @dataclass(frozen=True)
@@ -265,12 +265,12 @@ def backward(scene: Scene, splats: Splats, rests: Array, lasts: Array, v: ImageG
 
 def _gradients(scene: Scene, splats: Splats, totals: Array, v_backgrounds: Array) -> Gradients:
     scenes, views, settings = len(scene.means), scene.images // max(len(scene.means), 1), scene.settings
-    blocks = scenes * -(-scene.count // accumulate.BLOCK)
+    groups = scenes * -(-scene.count // accumulate.GROUP)
     v_means, v_quats = np.empty_like(scene.means), np.empty_like(scene.quats)
     v_scales, v_opacities = np.empty_like(scene.scales), np.empty_like(scene.opacities)
-    v_cameras = np.empty((blocks, views, geometry.CAMERA_COLUMNS))
+    v_cameras = np.empty((groups, views, geometry.CAMERA_COLUMNS))
     run(
-        accumulate.differentiate_geometry, blocks, _BLOCKS,
+        accumulate.differentiate_geometry, groups, _GROUPS,
         scene.means, scene.quats, scene.scales, scene.opacities, scene.cameras, scene.width, scene.height,
         settings.eps2d, settings.mode == "antialiased", splats.table, splats.counts, totals,
         v_means, v_quats, v_scales, v_opacities, v_cameras,
@@ -278,7 +278,7 @@ def _gradients(scene: Scene, splats: Splats, totals: Array, v_backgrounds: Array
     v_sh = np.empty_like(scene.sh)
     if len(scene.colors) == 0:
         run(
-            accumulate.differentiate_colors, blocks, _BLOCKS,
+            accumulate.differentiate_colors, groups, _GROUPS,
             scene.means, scene.sh, scene.cameras, splats.colors, splats.counts, totals, v_sh, v_means, v_cameras,
         )  # fmt: skip
     by_view = totals.reshape(scenes, views, scene.count, totals.shape[1])
@@ -309,7 +309,7 @@ def _prepare(scene: Scene) -> Splats:
     table = np.empty((number, SPLAT_COLUMNS))
     rows = np.empty((number, 2), np.int32)
     run(
-        prepare.prepare_splats, number, _SPLATS,
+        prepare.prepare_splats, scene.images * -(-scene.count // geometry.BLOCK), _SPLATS // geometry.BLOCK,
         scene.means, scene.quats, scene.scales, scene.opacities, scene.cameras, scene.width, scene.height,
         settings.eps2d, settings.near, settings.far, settings.radius_clip, settings.mode == "antialiased", table, rows,
     )  # fmt: skip

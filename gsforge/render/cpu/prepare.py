@@ -5,9 +5,8 @@ import math
 import numpy as np
 
 from gsforge.render.cpu.geometry import (
-    CAM_X,
-    CAM_Y,
-    CAM_Z,
+    BLOCK,
+    CAM,
     CENTER,
     COV_XX,
     COV_XY,
@@ -15,10 +14,12 @@ from gsforge.render.cpu.geometry import (
     CX,
     CY,
     DET,
+    FREE,
     FX,
     FY,
-    PROJECTED,
-    compensation,
+    LEAST_COMPENSATION,
+    SHARP_DET,
+    load_gaussians,
     project_axes,
     rotate_axes,
     to_camera,
@@ -41,17 +42,22 @@ from gsforge.render.cpu.tiles import (
 _MAX_EXTENT = 3.33  # standard deviations; only for the radius that is compared with radius_clip
 _MARGIN = 1e-3  # px: what is drawn is decided in the tiles, not by the culling
 
+# Planes behind those of `geometry.py`: opacity, its factor in the antialiased mode, its logarithm, and the ellipse.
+_OPACITY, _COMPENSATION, _LOG_OPACITY, _X, _Y, _A, _B, _C, _HALF_WIDTH, _HALF_HEIGHT, _RADIUS, _END = (
+    FREE + BLOCK * at for at in range(12)
+)
+
 
 @kernel
 def prepare_splats(
     first, end, means, quats, scales, opacities, cameras, width, height, eps2d, near, far, radius_clip, antialiased,
     splats, rows,
 ):  # fmt: skip
-    """Project the splats first..end-1.
+    """Project the blocks first..end-1 of splats.
 
     Args:
-        first: first splat.
-        end: splat after the last.
+        first: first block; those of an image follow each other, and no block spans two images.
+        end: block after the last.
         means: [B, N, 3].
         quats: [B, N, 4].
         scales: [B, N, 3].
@@ -68,35 +74,74 @@ def prepare_splats(
         rows: [S, 2] written: first row of tiles touched, number of rows, 0 where not visible.
     """
     count, views = means.shape[1], len(cameras) // len(means)
-    turn, in_camera, projected = np.empty(18), np.empty(9), np.empty(PROJECTED)
-    for s in range(first, end):
-        image = s // count
-        scene, n = image // views, s - image * count
-        rows[s, 0], rows[s, 1] = 0, 0
-        z = to_camera(means, scene, n, cameras, image, projected)
-        if not ((z > 0) & (z >= near) & (z <= far)) or opacities[scene, n] * 255.0 < 1:
-            continue
-        rotate_axes(quats, scales, scene, n, turn)
-        project_axes(turn, cameras, image, width, height, eps2d, in_camera, projected)
-        opacity = float(opacities[scene, n])
-        if antialiased:
-            opacity *= compensation(projected)
-        if opacity * 255.0 < 1 or not projected[DET] > 0:
-            continue
-        log_opacity = math.log(opacity)
-        reach = 2 * (LOG_255 + log_opacity)  # in squared standard deviations
-        largest = math.sqrt(max(projected[COV_XX], projected[COV_YY]))
-        if not math.ceil(min(math.sqrt(reach), _MAX_EXTENT) * largest) > radius_clip:
-            continue
-        write_splat(projected, cameras, image, log_opacity, splats, s)
-        half_width = math.sqrt(reach * projected[COV_XX]) + _MARGIN
-        half_height = math.sqrt(reach * projected[COV_YY]) + _MARGIN
-        splats[s, HALF_HEIGHT] = half_height
-        left, right = pixels_between(splats[s, X] - half_width, splats[s, X] + half_width, width)
-        top, bottom = pixels_between(splats[s, Y] - half_height, splats[s, Y] + half_height, height)
-        if (left < right) & (top < bottom):
-            rows[s, 0] = top // TILE_HEIGHT
-            rows[s, 1] = (bottom - 1) // TILE_HEIGHT + 1 - rows[s, 0]
+    blocks = (count + BLOCK - 1) // BLOCK
+    G = np.ones(_END)
+    for block in range(first, end):
+        image = block // blocks
+        scene, begin = image // views, (block - image * blocks) * BLOCK
+        number = min(BLOCK, count - begin)
+        load_gaussians(means, quats, scales, scene, begin, number, G)
+        rotate_axes(G)
+        to_camera(G, cameras, image)
+        project_axes(G, cameras, image, width, height, eps2d)
+        compensate(G, antialiased)
+        for i in range(number):
+            G[_OPACITY + i] = opacities[scene, begin + i] * G[_COMPENSATION + i]
+            G[_LOG_OPACITY + i] = math.log(G[_OPACITY + i])
+        fit_ellipses(G, cameras, image)
+        for i in range(number):
+            s = image * count + begin + i
+            rows[s, 0], rows[s, 1] = 0, 0
+            z = G[CAM + 2 * BLOCK + i]
+            if (
+                ((z > 0) & (z >= near) & (z <= far) & (G[DET + i] > 0))
+                & (opacities[scene, begin + i] * 255.0 >= 1) & (G[_OPACITY + i] * 255.0 >= 1)
+                and math.ceil(G[_RADIUS + i]) > radius_clip
+            ):  # fmt: skip
+                write_splat(G, i, width, height, splats, rows, s)
+
+
+@kernel
+def compensate(G, antialiased):
+    """Write the factor by which the antialiased mode lowers the opacity (Mip-Splatting, 2311.16493, eq. 9)."""
+    for i in range(BLOCK):
+        ratio = max(G[i + SHARP_DET] / G[i + DET], LEAST_COMPENSATION)
+        G[i + _COMPENSATION] = math.sqrt(ratio) if antialiased else 1.0
+
+
+@kernel
+def fit_ellipses(G, cameras, image):
+    """Write the planes from _X on.
+
+    The inverse covariance is L L^T with L lower triangular after transposition; sigma = |L^T d|^2 / 2.
+    """
+    fx, fy, cx, cy = cameras[image, FX], cameras[image, FY], cameras[image, CX], cameras[image, CY]
+    for i in range(BLOCK):
+        z, xx, yy = G[i + CAM + 2 * BLOCK], G[i + COV_XX], G[i + COV_YY]
+        G[i + _X] = fx * G[i + CAM] / z + cx
+        G[i + _Y] = fy * G[i + CAM + BLOCK] / z + cy
+        along = math.sqrt(0.5 / (yy * G[i + DET]))
+        G[i + _A] = along * yy
+        G[i + _B] = -along * G[i + COV_XY]
+        G[i + _C] = math.sqrt(0.5 / yy)
+        reach = 2 * (LOG_255 + G[i + _LOG_OPACITY])  # in squared standard deviations
+        G[i + _HALF_WIDTH] = math.sqrt(reach * xx) + _MARGIN
+        G[i + _HALF_HEIGHT] = math.sqrt(reach * yy) + _MARGIN
+        G[i + _RADIUS] = min(math.sqrt(reach), _MAX_EXTENT) * math.sqrt(max(xx, yy))
+
+
+@kernel
+def write_splat(G, i, width, height, splats, rows, s):
+    """Write the row of a splat, and the rows of tiles between its top and its bottom."""
+    x, y = G[_X + i], G[_Y + i]
+    splats[s, X], splats[s, Y], splats[s, A], splats[s, B], splats[s, C] = x, y, G[_A + i], G[_B + i], G[_C + i]
+    splats[s, LOG_OPACITY], splats[s, DEPTH] = G[_LOG_OPACITY + i], G[CAM + 2 * BLOCK + i]
+    splats[s, HALF_HEIGHT] = G[_HALF_HEIGHT + i]
+    left, right = pixels_between(x - G[_HALF_WIDTH + i], x + G[_HALF_WIDTH + i], width)
+    top, bottom = pixels_between(y - G[_HALF_HEIGHT + i], y + G[_HALF_HEIGHT + i], height)
+    if (left < right) & (top < bottom):
+        rows[s, 0] = top // TILE_HEIGHT
+        rows[s, 1] = (bottom - 1) // TILE_HEIGHT + 1 - rows[s, 0]
 
 
 @kernel
@@ -108,22 +153,6 @@ def pixels_between(low, high, size):
     if not (low < size) & (high > 0):
         return 0, 0
     return math.ceil(max(low - 0.5, 0.0)), math.floor(min(high - 0.5, size - 1.0)) + 1
-
-
-@kernel
-def write_splat(projected, cameras, image, log_opacity, splats, s):
-    """Write the columns of a splat, but for its height.
-
-    The inverse covariance is L L^T with L lower triangular after transposition; sigma = |L^T d|^2 / 2.
-    """
-    z = projected[CAM_Z]
-    splats[s, X] = cameras[image, FX] * projected[CAM_X] / z + cameras[image, CX]
-    splats[s, Y] = cameras[image, FY] * projected[CAM_Y] / z + cameras[image, CY]
-    along = math.sqrt(0.5 / (projected[COV_YY] * projected[DET]))
-    splats[s, A] = along * projected[COV_YY]
-    splats[s, B] = -along * projected[COV_XY]
-    splats[s, C] = math.sqrt(0.5 / projected[COV_YY])
-    splats[s, LOG_OPACITY], splats[s, DEPTH] = log_opacity, z
 
 
 @kernel
