@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsforge.render.cpu import accumulate, bin, differentiate, draw, geometry, prepare
+from gsforge.render.cpu.buffers import empty
 from gsforge.render.cpu.threads import run, share
 from gsforge.render.cpu.tiles import LOG_255, MAX_ALPHA, SPLAT_COLUMNS, TILE_HEIGHT, TILE_WIDTH
 from gsforge.render.types import RenderSettings
@@ -216,12 +217,12 @@ def forward(scene: Scene) -> tuple[Images, Splats]:
     splats = _prepare(scene)
     shape, real = (scene.height, scene.width), scene.means.dtype
     images = Images(
-        rgb=np.empty((scene.images, 3, *shape), real),
-        alpha=np.empty((scene.images, 1, *shape), real),
-        depth=np.empty((scene.images, 1, *shape), real),
-        features=np.empty((scene.images, scene.features.shape[2], *shape), real),
-        rests=np.empty((scene.images, *shape), real),
-        lasts=np.empty((scene.images, *shape), np.int32),
+        rgb=empty((scene.images, 3, *shape), real),
+        alpha=empty((scene.images, 1, *shape), real),
+        depth=empty((scene.images, 1, *shape), real),
+        features=empty((scene.images, scene.features.shape[2], *shape), real),
+        rests=empty((scene.images, *shape), real),
+        lasts=empty((scene.images, *shape), np.int32),
     )
     for chunk in _chunks(scene, splats):
         run(
@@ -249,10 +250,11 @@ def backward(scene: Scene, splats: Splats, rests: Array, lasts: Array, v: ImageG
         The gradients of the scene; for the SH and the colours those of the one that was drawn.
     """
     real, columns = scene.means.dtype, differentiate.GRAD_FEATURES + scene.features.shape[2]
-    totals = np.zeros((len(splats.counts), columns), real)
+    totals = empty((len(splats.counts), columns), real)
+    totals.fill(0)
     v_backgrounds = np.zeros((scene.images * scene.tiles_y * scene.tiles_x, 3), real)
     for chunk in _chunks(scene, splats):
-        sums = np.empty((len(chunk.entries), columns), real)
+        sums = empty((len(chunk.entries), columns), real)
         run(
             differentiate.differentiate_tiles, chunk.tiles, _TILES,
             chunk.first_tile, chunk.tile_starts, chunk.entries, splats.table, splats.colors, scene.features,
@@ -265,9 +267,10 @@ def backward(scene: Scene, splats: Splats, rests: Array, lasts: Array, v: ImageG
 
 def _gradients(scene: Scene, splats: Splats, totals: Array, v_backgrounds: Array) -> Gradients:
     scenes, views, settings = len(scene.means), scene.images // max(len(scene.means), 1), scene.settings
+    real = scene.means.dtype
     groups = scenes * -(-scene.count // accumulate.GROUP)
-    v_means, v_quats = np.empty_like(scene.means), np.empty_like(scene.quats)
-    v_scales, v_opacities = np.empty_like(scene.scales), np.empty_like(scene.opacities)
+    v_means, v_quats = empty(scene.means.shape, real), empty(scene.quats.shape, real)
+    v_scales, v_opacities = empty(scene.scales.shape, real), empty(scene.opacities.shape, real)
     v_cameras = np.empty((groups, views, geometry.CAMERA_COLUMNS))
     run(
         accumulate.differentiate_geometry, groups, _GROUPS,
@@ -275,7 +278,7 @@ def _gradients(scene: Scene, splats: Splats, totals: Array, v_backgrounds: Array
         settings.eps2d, settings.mode == "antialiased", splats.table, splats.counts, totals,
         v_means, v_quats, v_scales, v_opacities, v_cameras,
     )  # fmt: skip
-    v_sh = np.empty_like(scene.sh)
+    v_sh = empty(scene.sh.shape, real)
     if len(scene.colors) == 0:
         run(
             accumulate.differentiate_colors, groups, _GROUPS,
@@ -306,25 +309,25 @@ def _over_views(values: Array, given: Array) -> Array:
 
 def _prepare(scene: Scene) -> Splats:
     number, settings = scene.images * scene.count, scene.settings
-    table = np.empty((number, SPLAT_COLUMNS))
-    rows = np.empty((number, 2), np.int32)
+    table = empty((number, SPLAT_COLUMNS), np.float64)
+    rows = empty((number, 2), np.int32)
     run(
         prepare.prepare_splats, scene.images * -(-scene.count // geometry.BLOCK), _SPLATS // geometry.BLOCK,
         scene.means, scene.quats, scene.scales, scene.opacities, scene.cameras, scene.width, scene.height,
         settings.eps2d, settings.near, settings.far, settings.radius_clip, settings.mode == "antialiased", table, rows,
     )  # fmt: skip
-    colors = np.empty((number, 3), scene.means.dtype)
+    colors = empty((number, 3), scene.means.dtype)
     if len(scene.colors):
         repeat = scene.images // len(scene.colors)
         run(prepare.copy_colors, number, _SPLATS, scene.colors, repeat, rows, colors)
     else:
         run(prepare.color_splats, number, _SPLATS, scene.means, scene.sh, scene.cameras, rows, colors)
-    spans = np.empty((int(rows[:, 1].sum()), 2), np.int32)
-    counts = np.empty(number, np.int32)
+    spans = empty((int(rows[:, 1].sum()), 2), np.int32)
+    counts = empty((number,), np.int32)
     span_starts = _starts(rows[:, 1])
     run(bin.find_spans, number, _SPLATS, table, rows, span_starts, scene.width, scene.height, spans, counts)
-    order, spare_order = np.empty(number, np.int32), np.empty(number, np.int32)
-    keys, spare_keys = np.empty(number, np.uint32), np.empty(number, np.uint32)
+    order, spare_order = empty((number,), np.int32), empty((number,), np.int32)
+    keys, spare_keys = empty((number,), np.uint32), empty((number,), np.uint32)
     visible = np.empty(scene.images, np.int64)
     run(
         bin.sort_by_depth, scene.images, 1, table, counts, scene.count, order, visible, keys, spare_order, spare_keys
@@ -361,7 +364,7 @@ def _chunk(scene: Scene, splats: Splats, first_row: int, end_row: int) -> Chunk:
     span_starts, counts = _starts(splats.rows[:, 1]), splats.counts
     sizes = scene.count, scene.tiles_x, scene.tiles_y
     if end_row - first_row < scene.images * scene.tiles_y:
-        counts = np.empty_like(counts)
+        counts = empty(counts.shape, counts.dtype)
         run(
             bin.count_in_rows, len(counts), _SPLATS,
             splats.rows, span_starts, splats.spans, scene.count, scene.tiles_y, first_row, end_row, counts,
@@ -376,7 +379,7 @@ def _chunk(scene: Scene, splats: Splats, first_row: int, end_row: int) -> Chunk:
     )  # fmt: skip
     tile_starts = np.zeros(tiles + 1, np.int64)
     np.cumsum(tile_counts, out=tile_starts[1:])
-    entries = np.empty((int(tile_starts[-1]), 2), np.int32)
+    entries = empty((int(tile_starts[-1]), 2), np.int32)
     slot_starts = _starts(counts)
     run(
         bin.fill_tiles, end_row - first_row, grain,
@@ -388,6 +391,7 @@ def _chunk(scene: Scene, splats: Splats, first_row: int, end_row: int) -> Chunk:
 
 def _starts(counts: Array) -> Array:
     """Exclusive prefix sum, int64."""
-    starts = np.zeros(len(counts), np.int64)
+    starts = empty((len(counts),), np.int64)
+    starts[:1] = 0
     np.cumsum(counts[:-1], out=starts[1:])
     return starts
