@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gsforge.render.cpu.operator import LOSSES, rasterize_operator
+from gsforge.render.cpu.operator import Rasterize, rasterize_operator
+from gsforge.render.cpu.tensors import LOSSES
 from gsforge.render.types import RenderInputs, RenderOutput
 
 _SPLATS_AT_ONCE = 1 << 22  # views are drawn in groups with at most so many splats, about 100 bytes each
@@ -51,7 +52,8 @@ def _draw(inputs: RenderInputs) -> RenderOutput:
         tokens, target = contribution.tokens.reshape(scenes, gaussians.count), contribution.target.reshape(-1, 3, *size)
         code = next(code for code, kind in LOSSES.items() if kind == (contribution.loss, contribution.estimate))
     settings = inputs.settings
-    rgb, alpha, depth, feature_images, loss = rasterize_operator(
+    compiling = torch.compiler.is_compiling()
+    rgb, alpha, depth, feature_images, loss = (rasterize_operator if compiling else Rasterize.apply)(
         flat.means, flat.quats, flat.scales, flat.opacities, flat.sh,
         empty if inputs.colors is None else _rows(inputs.colors),
         features if inputs.features is None else _rows(inputs.features),
@@ -59,7 +61,7 @@ def _draw(inputs: RenderInputs) -> RenderOutput:
         inputs.backgrounds.reshape(-1, 3), tokens.detach() if contribution is None else tokens, target.detach(),
         cameras.width, cameras.height,
         [settings.eps2d, settings.near, settings.far, settings.radius_clip, settings.transmittance_stop],
-        settings.mode == "antialiased", code, not torch.compiler.is_compiling(),
+        settings.mode == "antialiased", code, not compiling,
     )[:5]  # fmt: skip
 
     def unflatten(images: Tensor) -> Tensor:

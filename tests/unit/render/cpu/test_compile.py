@@ -104,12 +104,7 @@ def test_invalid_values_are_named(
 
 @pytest.mark.parametrize("name", ["colors", "target", "tokens"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_invalid_values_of_the_rest_are_named(
-    request: pytest.FixtureRequest, smooth_inputs: dict[str, Tensor], name: str, compiled: bool
-) -> None:
-    if compiled and name != "colors":
-        reason = "a compiled graph does not look at the contribution"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_invalid_values_of_the_rest_are_named(smooth_inputs: dict[str, Tensor], name: str, compiled: bool) -> None:
     tensors = list(smooth_inputs.values())
     given = {
         "colors": torch.rand(5, 3, dtype=torch.float64),
