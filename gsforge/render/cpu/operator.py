@@ -146,4 +146,8 @@ class Rasterize(torch.autograd.Function):
         _setup_context(ctx, inputs, output)
         ctx.mark_non_differentiable(*output[_IMAGES:])
 
-    backward = staticmethod(once_differentiable(_backward))
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *v):
+        """The gradients of the tensors."""
+        return _backward(ctx, *v)
