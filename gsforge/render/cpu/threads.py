@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 
 import torch
 
@@ -29,12 +28,20 @@ def run(kernel: Callable[..., None], count: int, grain: int, *arguments: object)
         if count > 0:
             kernel(0, count, *arguments)
         return
-    pieces = min(threads * _PIECES, -(-count // grain))
-    bounds = [count * piece // pieces for piece in range(pieces + 1)]
-    pool = _pool(os.getpid())
-    tasks = [pool.submit(kernel, first, end, *arguments) for first, end in pairwise(bounds)]
-    for task in tasks:
-        task.result()
+    number = min(threads * _PIECES, -(-count // grain))
+    pieces = iter([(count * piece // number, count * (piece + 1) // number) for piece in range(number)])
+
+    def work() -> None:
+        for first, end in pieces:  # whoever is ready takes the next
+            kernel(first, end, *arguments)
+
+    others = [_pool(os.getpid()).submit(work) for _ in range(threads - 1)]
+    try:
+        work()
+    finally:
+        for other in others:
+            if not other.cancel():
+                other.result()
 
 
 def share(count: int) -> int:
