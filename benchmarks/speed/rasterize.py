@@ -1,6 +1,6 @@
 """Time our renderer on the CPU against others that draw the same image, taking turns in one process.
 
-    python -m benchmarks.speed.rasterize [--quick] [--threads N] [--peer-dir DIR] [--out DIR]
+    python -m benchmarks.speed.rasterize [--quick] [--threads N] [--peer-dir DIR] [--splats FILE] [--out DIR]
 
 Scenes, peers and what the numbers mean: benchmarks/speed/README.md. The last line is the ratio to gsplat's torch code.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.speed import experiments, measure, report
+from benchmarks.speed import captured, experiments, measure, report
 from benchmarks.speed.measure import Rounds
 from benchmarks.speed.peers import Contender, from_folder, gsplat_torch, own
 from benchmarks.speed.results import Results
@@ -64,10 +64,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="four scenes, under 90 seconds")
     parser.add_argument("--threads", type=_positive, default=1, help="threads of every contender (default: 1)")
     parser.add_argument("--peer-dir", type=Path, help="folder with the peer.py of one more renderer")
+    parser.add_argument("--splats", type=Path, action="append", default=[], help=".ply file to draw with every backend")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for rasterize.md and .json")
     arguments = parser.parse_args()
     peers = [gsplat_torch()] + ([from_folder(arguments.peer_dir)] if arguments.peer_dir else [])
-    run(QUICK if arguments.quick else FULL, peers, arguments.threads, arguments.out)
+    if missing := [str(path) for path in arguments.splats if not path.is_file()]:
+        parser.error(f"--splats: expected a file, found none at {', '.join(missing)}")
+    run(QUICK if arguments.quick else FULL, peers, arguments.threads, arguments.out, splats=arguments.splats)
     return 0
 
 
@@ -77,7 +80,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def run(plan: Plan, peers: Sequence[Contender], threads: int, out: Path, backend: Backend = "cpu") -> Results:
+def run(
+    plan: Plan, peers: Sequence[Contender], threads: int, out: Path, backend: Backend = "cpu",
+    splats: Sequence[Path] = (),
+) -> Results:  # fmt: skip
     """Check the peers, time all contenders, show and write the results.
 
     Args:
@@ -86,6 +92,7 @@ def run(plan: Plan, peers: Sequence[Contender], threads: int, out: Path, backend
         threads: that every contender may use.
         out: folder for `rasterize.md` and `rasterize.json`.
         backend: of our renderer.
+        splats: captured scenes, to draw with each of our backends.
 
     Returns:
         The results.
@@ -109,6 +116,7 @@ def run(plan: Plan, peers: Sequence[Contender], threads: int, out: Path, backend
         cells=[experiments.compare([ours, *peers], rounds, cell) for cell in each("compare", plan.cells)],
         contribution=[experiments.contribution(backend, rounds, cell) for cell in each("contribution", plan.details)],
         scaling=[experiments.scaling(ours, rounds, cell) for cell in each("threads", plan.details)],
+        captured=[captured.compare_backends(path, out) for path in splats],
     )
     torch.set_num_threads(before)
     report.write(results, out)

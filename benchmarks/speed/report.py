@@ -60,6 +60,8 @@ def write(results: Results, out: Path) -> None:
     for sheet in _sheets(results):
         lines += ["", f"## {sheet.title}", "", _line(sheet.columns), _line(["---"] * len(sheet.columns))]
         lines += [*(_line(row) for row in sheet.rows), "", sheet.note]
+    for scene in results.captured:
+        lines += ["", f"![{scene.name}: the backends side by side]({scene.picture})"]
     (out / "rasterize.md").write_text("\n".join(lines) + "\n")
 
 
@@ -91,6 +93,8 @@ def _sheets(results: Results) -> Iterator[Sheet]:
     yield _agreements(results)
     yield _contribution(results)
     yield _scaling(results)
+    if results.captured:
+        yield _captured(results)
 
 
 def _times(results: Results) -> Sheet:
@@ -195,4 +199,18 @@ def _scaling(results: Results) -> Sheet:
             for result in results.scaling
         ],
         "Speed-up: wall time with one thread over wall time with all.",
+    )
+
+
+def _captured(results: Results) -> Sheet:
+    rows = []
+    for scene in results.captured:
+        for backend, difference in scene.differences.items():
+            numbers = [f"{difference.mean:.1e}", f"{difference.largest:.1e}", f"{difference.above:.1e}"]
+            rows.append([scene.name, str(scene.gaussians), backend, *numbers])
+    return Sheet(
+        "Captured scenes: difference from the reference in float64",
+        ["scene", "Gaussians", "backend", "mean", "largest", "share above 1e-4"],
+        rows,
+        "Colours in [0, 1] over white. Single pixels differ where a Gaussian is at the threshold of being drawn.",
     )

@@ -3,6 +3,7 @@
 import statistics
 from dataclasses import dataclass
 
+from benchmarks.speed.captured import CapturedResult
 from benchmarks.speed.measure import Timing
 from benchmarks.speed.peers import Agreement
 from benchmarks.speed.scenes import Cell
@@ -95,6 +96,7 @@ class Results:
         cells: the comparison.
         contribution: the cost of a contribution.
         scaling: over threads.
+        captured: scenes drawn by all our backends.
     """
 
     command: str
@@ -104,6 +106,7 @@ class Results:
     cells: list[CellResult]
     contribution: list[ContributionResult]
     scaling: list[ScalingResult]
+    captured: list[CapturedResult]
 
     @property
     def peers(self) -> list[str]:

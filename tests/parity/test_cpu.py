@@ -9,9 +9,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gsforge.core.cameras import Cameras, cameras_around, turntable
+from benchmarks.speed.captured import load_captured
+from gsforge.core.cameras import Cameras
 from gsforge.core.gaussians import Gaussians
-from gsforge.core.ply import load_ply
 from gsforge.render import RenderOutput, rasterize
 from tests.parity.random_scenes import ATTRIBUTES, KINDS, Case, cases, certain_pixels, draw, gradients, inputs_of
 
@@ -119,16 +119,6 @@ def test_in_float64_nothing_is_left_to_rounding(case: Case) -> None:
     assert max(relative.values()) < 1e-8, relative
 
 
-def captured(path: Path, size: int = 160) -> tuple[Gaussians, Cameras]:
-    """A scene of a file, moved to the origin, and two views of it from cameras turned over: its y axis points down."""
-    if not path.is_file():
-        pytest.skip(f"no file at {path}")
-    scene, cameras = load_ply(path), cameras_around(turntable(2), 3.0, math.radians(50), size)
-    scene.means.sub_(scene.means.median(0).values)
-    upright = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
-    return scene, Cameras(cameras.world_to_camera @ upright, cameras.intrinsics, size, size)
-
-
 def draw_captured(
     scene: Gaussians, cameras: Cameras, backend: str, dtype: torch.dtype
 ) -> tuple[RenderOutput, dict[str, Tensor]]:
@@ -146,7 +136,10 @@ def l1_gradients(rgb: Tensor, leaves: dict[str, Tensor], certain: Tensor) -> dic
 
 @pytest.mark.parametrize("name", ["statues/angel.ply", "playbot/playbot_lod4.ply"])
 def test_captured_scenes(shared_data: Path, name: str) -> None:
-    scene, cameras = captured(shared_data / "splats" / name)
+    path = shared_data / "splats" / name
+    if not path.is_file():
+        pytest.skip(f"no file at {path}")
+    scene, cameras = load_captured(path, 2, 160)
     oracle, oracle_leaves = draw_captured(scene, cameras, "reference", torch.float64)
     drawn, leaves = draw_captured(scene, cameras, "cpu", torch.float32)
     assert (oracle.alpha > 0.5).double().mean() > 0.05, "the scene is hardly in view"

@@ -4,15 +4,18 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from benchmarks.speed import measure, rasterize, shim
+from benchmarks.speed import captured, measure, rasterize, shim
 from benchmarks.speed.peers import Contender, check, count_pairs, from_folder, gsplat_torch, own
 from benchmarks.speed.scenes import Cell, make_scene
 from gsforge.core.cameras import Cameras
 from gsforge.core.gaussians import Gaussians
+from gsforge.core.ply import save_ply
 
 pytest.importorskip("gsplat", reason="gsplat is not installed: pip install 'gsforge[cuda]'")
 TINY = Cell(200, 24, 1)
@@ -134,3 +137,16 @@ def test_scenes_have_the_promised_size_in_pixels() -> None:
         assert 0.29 < sigma[:, :2].min() < sigma[:, :2].max() < 3.01
         assert ((pixels > 0) & (pixels < size)).all()
         assert 30 < count_pairs(scene) / 2000 < 50
+
+
+def test_captured_scenes_are_drawn_by_every_backend(tmp_path: Path) -> None:
+    scene = make_scene(TINY).gaussians.map(Tensor.detach)
+    path = tmp_path / "torus.ply"
+    save_ply(path, scene)
+    result = captured.compare_backends(path, tmp_path, size=48)
+    assert result.gaussians == TINY.count
+    assert result.differences["cpu"].mean < 1e-6
+    with Image.open(tmp_path / result.picture) as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape[1] == 48 * (1 + 2 * len(result.differences))
+    assert pixels[16:, :48].min() < 128, "the reference drew nothing"
