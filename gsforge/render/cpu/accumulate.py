@@ -1,7 +1,5 @@
 """From the sums over pixels to the gradients of Gaussians and cameras, blocks of Gaussians in index order."""
 
-import math
-
 import numpy as np
 
 from gsforge.render.cpu.geometry import (
@@ -11,7 +9,6 @@ from gsforge.render.cpu.geometry import (
     BLOCK,
     BOUNDED,
     CAM,
-    CENTER,
     COV_XX,
     COV_XY,
     COV_YY,
@@ -38,10 +35,8 @@ from gsforge.render.cpu.geometry import (
     rotate_axes,
     to_camera,
 )
-from gsforge.render.cpu.harmonics import MAX_TERMS, differentiate_harmonics, evaluate_harmonics
 from gsforge.render.cpu.tiles import (
     GRAD_DEPTH,
-    GRAD_RED,
     SUM_U,
     SUM_URR,
     A,
@@ -292,56 +287,3 @@ def store_gradients(G, scene, begin, number, v_means, v_quats, v_scales, v_opaci
         for part in range(4):
             v_quats[scene, begin + i, part] = G[_V_QUAT + part * BLOCK + i]
         v_opacities[scene, begin + i] = G[_V_OPACITY + i]
-
-
-@kernel
-def differentiate_colors(first, end, means, sh, cameras, colors, counts, totals, v_sh, v_means, v_cameras):
-    """Gradients through the spherical harmonics, for the groups first..end-1 of Gaussians.
-
-    Args:
-        first: first group, as in `differentiate_geometry`.
-        end: group after the last.
-        means: [B, N, 3].
-        sh: [B, N, K, 3].
-        cameras: [I, 19].
-        colors: [S, 3] as drawn: not below zero.
-        counts: [S] 0 where a splat touches no tile.
-        totals: [S, 11 + F].
-        v_sh: [B, N, K, 3] written.
-        v_means: [B, N, 3] added to.
-        v_cameras: [groups, views, 19] added to.
-    """
-    count, views = means.shape[1], len(cameras) // len(means)
-    groups, terms = (count + GROUP - 1) // GROUP, sh.shape[2]
-    basis, weights, work = np.empty(MAX_TERMS), np.empty(MAX_TERMS), np.empty((2, 15))
-    v_color = np.empty(3, sh.dtype)
-    for group in range(first, end):
-        scene = group // groups
-        begin = (group - scene * groups) * GROUP
-        for n in range(begin, min(begin + GROUP, count)):
-            v_sh[scene, n, :, :] = 0
-            for view in range(views):
-                s = (scene * views + view) * count + n
-                if counts[s] == 0:
-                    continue
-                for channel in range(3):
-                    v_color[channel] = totals[s, GRAD_RED + channel] if colors[s, channel] > 0 else 0
-                image = scene * views + view
-                x = means[scene, n, 0] - cameras[image, CENTER]
-                y = means[scene, n, 1] - cameras[image, CENTER + 1]
-                z = means[scene, n, 2] - cameras[image, CENTER + 2]
-                inverse = 1 / max(math.sqrt(x * x + y * y + z * z), 1e-12)
-                x, y, z = x * inverse, y * inverse, z * inverse
-                evaluate_harmonics(x, y, z, terms, work, basis)
-                for k in range(terms):
-                    dot = 0.0
-                    for channel in range(3):
-                        v_sh[scene, n, k, channel] += basis[k] * v_color[channel]
-                        dot += sh[scene, n, k, channel] * v_color[channel]
-                    weights[k] = dot
-                if terms == 1:
-                    continue
-                v_x, v_y, v_z = differentiate_harmonics(x, y, z, terms, weights, work)
-                for axis, v in ((0, v_x * inverse), (1, v_y * inverse), (2, v_z * inverse)):
-                    v_means[scene, n, axis] += v
-                    v_cameras[group, view, CENTER + axis] -= v

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gsforge.render.cpu import accumulate, bin, differentiate, draw, geometry, prepare
 from gsforge.render.cpu.buffers import empty
+from gsforge.render.cpu.colors import color_splats, copy_colors, differentiate_colors
 from gsforge.render.cpu.threads import run, share
 from gsforge.render.cpu.tiles import LOG_255, MAX_ALPHA, SPLAT_COLUMNS, TILE_HEIGHT, TILE_WIDTH
 from gsforge.render.types import RenderSettings
@@ -281,7 +282,7 @@ def _gradients(scene: Scene, splats: Splats, totals: Array, v_backgrounds: Array
     v_sh = empty(scene.sh.shape, real)
     if len(scene.colors) == 0:
         run(
-            accumulate.differentiate_colors, groups, _GROUPS,
+            differentiate_colors, groups, _GROUPS,
             scene.means, scene.sh, scene.cameras, splats.colors, splats.counts, totals, v_sh, v_means, v_cameras,
         )  # fmt: skip
     by_view = totals.reshape(scenes, views, scene.count, totals.shape[1])
@@ -319,9 +320,9 @@ def _prepare(scene: Scene) -> Splats:
     colors = empty((number, 3), scene.means.dtype)
     if len(scene.colors):
         repeat = scene.images // len(scene.colors)
-        run(prepare.copy_colors, number, _SPLATS, scene.colors, repeat, rows, colors)
+        run(copy_colors, number, _SPLATS, scene.colors, repeat, rows, colors)
     else:
-        run(prepare.color_splats, number, _SPLATS, scene.means, scene.sh, scene.cameras, rows, colors)
+        run(color_splats, number, _SPLATS, scene.means, scene.sh, scene.cameras, rows, colors)
     spans = empty((int(rows[:, 1].sum()), 2), np.int32)
     counts = empty((number,), np.int32)
     span_starts = _starts(rows[:, 1])

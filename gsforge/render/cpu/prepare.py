@@ -7,7 +7,6 @@ import numpy as np
 from gsforge.render.cpu.geometry import (
     BLOCK,
     CAM,
-    CENTER,
     COV_XX,
     COV_XY,
     COV_YY,
@@ -24,7 +23,6 @@ from gsforge.render.cpu.geometry import (
     rotate_axes,
     to_camera,
 )
-from gsforge.render.cpu.harmonics import MAX_TERMS, evaluate_harmonics
 from gsforge.render.cpu.tiles import (
     DEPTH,
     HALF_HEIGHT,
@@ -153,48 +151,3 @@ def pixels_between(low, high, size):
     if not (low < size) & (high > 0):
         return 0, 0
     return math.ceil(max(low - 0.5, 0.0)), math.floor(min(high - 0.5, size - 1.0)) + 1
-
-
-@kernel
-def color_splats(first, end, means, sh, cameras, rows, colors):
-    """Evaluate the spherical harmonics of the visible ones of the splats first..end-1, as their cameras see them.
-
-    Args:
-        first: first splat.
-        end: splat after the last.
-        means: [B, N, 3].
-        sh: [B, N, K, 3].
-        cameras: [I, 19].
-        rows: [S, 2] from `prepare_splats`.
-        colors: [S, 3] written where visible.
-    """
-    count, views = means.shape[1], len(cameras) // len(means)
-    terms = sh.shape[2]
-    basis, work = np.empty(MAX_TERMS), np.empty((2, 15))
-    for s in range(first, end):
-        if rows[s, 1] == 0:
-            continue
-        image = s // count
-        scene, n = image // views, s - image * count
-        x = means[scene, n, 0] - cameras[image, CENTER]
-        y = means[scene, n, 1] - cameras[image, CENTER + 1]
-        z = means[scene, n, 2] - cameras[image, CENTER + 2]
-        inverse = 1 / max(math.sqrt(x * x + y * y + z * z), 1e-12)
-        evaluate_harmonics(x * inverse, y * inverse, z * inverse, terms, work, basis)
-        red, green, blue = 0.5, 0.5, 0.5
-        for k in range(terms):
-            red += basis[k] * sh[scene, n, k, 0]
-            green += basis[k] * sh[scene, n, k, 1]
-            blue += basis[k] * sh[scene, n, k, 2]
-        colors[s, 0], colors[s, 1], colors[s, 2] = max(red, 0.0), max(green, 0.0), max(blue, 0.0)
-
-
-@kernel
-def copy_colors(first, end, given, repeat, rows, colors):
-    """Take the colours of the visible ones of the splats first..end-1 as given, [scenes or images, N, 3]."""
-    count = given.shape[1]
-    for s in range(first, end):
-        if rows[s, 1] > 0:
-            image = s // count
-            for channel in range(3):
-                colors[s, channel] = given[image // repeat, s - image * count, channel]

@@ -26,6 +26,8 @@ ARGUMENTS = {
     "values": np.ones(4, np.float32),
     "sums": np.zeros((1, GRAD_FEATURES + 4), np.float32),
     "slot": 0,
+    "planes": np.zeros(harmonics.PLANES, np.float32),
+    "terms": harmonics.MAX_TERMS,
 }  # any other is a number
 LOOPS = [
     draw.draw_splat,
@@ -35,6 +37,8 @@ LOOPS = [
     differentiate.sum_l2_contribution,
     differentiate.dot_features,
     differentiate.sum_features,
+    harmonics.evaluate_harmonics,
+    harmonics.differentiate_harmonics,
 ]
 
 needs_x86 = pytest.mark.skipif(
@@ -71,11 +75,18 @@ def multiply_one_after_the_other(Z: Any, n: int) -> None:
 
 @needs_x86
 @pytest.mark.parametrize("kernel", LOOPS, ids=lambda kernel: kernel.__name__)
-def test_loops_over_pixels_compile_to_packed_instructions(kernel: Any) -> None:
+def test_loops_over_pixels_and_gaussians_compile_to_packed_instructions(kernel: Any) -> None:
     names = inspect.signature(kernel.py_func).parameters
     text = assembly(kernel.py_func, *(ARGUMENTS.get(name, np.float32(0.5)) for name in names))
     assert is_packed(text), "scalar code: ten times as slow"
     assert not has_masked_stores(text), "masked stores: very slow on some processors"
+
+
+@needs_x86
+@pytest.mark.parametrize("kernel", [harmonics.evaluate_harmonics, harmonics.differentiate_harmonics])
+def test_harmonics_compile_to_nothing_but_packed_instructions(kernel: Any) -> None:
+    text = assembly(kernel.py_func, ARGUMENTS["planes"], ARGUMENTS["terms"])
+    assert not re.search(r"\bv?mulss\b|\bvfn?m(add|sub)\d+ss\b", text), "one of the loops is scalar"
 
 
 @needs_x86
@@ -105,23 +116,30 @@ def test_exponential() -> None:
         assert np.abs(values / expected - 1).max() <= tolerance
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 3e-6), (np.float64, 1e-12)])
 @pytest.mark.parametrize("degree", range(5))
-def test_spherical_harmonics(degree: int) -> None:
+def test_spherical_harmonics(degree: int, dtype: Any, tolerance: float) -> None:
     terms = (degree + 1) ** 2
     generator = torch.Generator().manual_seed(degree)
-    directions = torch.randn(50, 3, generator=generator, dtype=torch.float64)
-    directions = normalize(torch.cat([directions, torch.eye(3, dtype=torch.float64), -torch.eye(3).double()]), dim=-1)
-    weights = torch.randn(len(directions), terms, generator=generator, dtype=torch.float64)
-    leaves = directions.clone().requires_grad_()
-    basis = sh_basis(leaves, degree)
-    # Zero times the directions: the constant function alone would have no graph.
-    (gradients,) = torch.autograd.grad((basis * weights).sum() + 0 * leaves.sum(), leaves)
+    vectors = torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    vectors = torch.cat([vectors, torch.eye(3, dtype=torch.float64), -torch.eye(3).double()])
+    weights = torch.randn(len(vectors), terms, generator=generator, dtype=torch.float64)
+    vectors.requires_grad_()
+    basis = sh_basis(vectors, degree)
+    # Zero times the vectors: the constant function alone would have no graph.
+    (gradients,) = torch.autograd.grad((basis * weights).sum() + 0 * vectors.sum(), vectors)
 
-    # More room than needed: what lies beyond must stay as it is.
-    work, values = np.empty((2, 15)), np.full(26, 7.0)
-    for i, (x, y, z) in enumerate(directions.tolist()):
-        harmonics.evaluate_harmonics(x, y, z, terms, work, values)
-        np.testing.assert_allclose(values[:terms], basis[i].detach().numpy(), rtol=0, atol=1e-12)
-        gradient = harmonics.differentiate_harmonics(x, y, z, terms, weights[i].numpy(), work)
-        np.testing.assert_allclose(gradient, gradients[i].numpy(), rtol=0, atol=1e-12)
+    # Planes of harmonics that are not asked for must stay as they are.
+    planes = np.full((harmonics.PLANES // harmonics.BATCH, harmonics.BATCH), 7, dtype)
+    values = planes[harmonics.AT[0] // harmonics.BATCH :][: harmonics.MAX_TERMS, : len(vectors)]
+    planes[:3, : len(vectors)] = normalize(vectors.detach(), dim=-1).T
+    planes[harmonics.INVERSE // harmonics.BATCH, : len(vectors)] = 1 / vectors.detach().norm(dim=-1)
+    harmonics.evaluate_harmonics(planes.reshape(-1), terms)
+    np.testing.assert_allclose(values[:terms].T, basis.detach().numpy(), rtol=0, atol=tolerance)
     assert (values[terms:] == 7).all()
+    if degree > 0:
+        values[:terms] = weights.T
+        harmonics.differentiate_harmonics(planes.reshape(-1), terms)
+        found = planes[harmonics.BY_X // harmonics.BATCH :][:3, : len(vectors)]
+        scale = gradients.abs().max().item()
+        np.testing.assert_allclose(found.T, gradients.numpy(), rtol=0, atol=tolerance * scale)
