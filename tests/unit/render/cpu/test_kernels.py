@@ -14,7 +14,7 @@ from numba import jit
 from torch.nn.functional import normalize
 
 from gsforge.core.sh import sh_basis
-from gsforge.render.cpu import differentiate, draw, harmonics
+from gsforge.render.cpu import accumulate, differentiate, draw, geometry, harmonics, prepare
 from gsforge.render.cpu.tiles import GRAD_FEATURES, LANES, LOG_255, exp_minus
 
 OPTIONS = draw.draw_splat.targetoptions  # those of `tiles.kernel`
@@ -28,6 +28,13 @@ ARGUMENTS = {
     "slot": 0,
     "planes": np.zeros(harmonics.PLANES, np.float32),
     "terms": harmonics.MAX_TERMS,
+    "G": np.ones(accumulate._END),
+    "cameras": np.ones((1, geometry.CAMERA_COLUMNS)),
+    "v_cameras": np.ones((1, 1, geometry.CAMERA_COLUMNS)),
+    "image": 0,
+    "group": 0,
+    "view": 0,
+    "antialiased": True,
 }  # any other is a number
 LOOPS = [
     draw.draw_splat,
@@ -39,6 +46,14 @@ LOOPS = [
     differentiate.sum_features,
     harmonics.evaluate_harmonics,
     harmonics.differentiate_harmonics,
+    geometry.rotate_axes,
+    geometry.to_camera,
+    geometry.project_axes,
+    prepare.fit_ellipses,
+    accumulate.differentiate_projection,
+    accumulate.to_world,
+    accumulate.add_to_camera,
+    accumulate.differentiate_axes,
 ]
 
 needs_x86 = pytest.mark.skipif(
@@ -55,7 +70,7 @@ def assembly(function: Callable[..., Any], *arguments: Any) -> str:
 
 
 def is_packed(text: str) -> bool:
-    return re.search(r"\bv?mulps\b|\bvfmadd\d+ps\b", text) is not None
+    return re.search(r"\bv?mulp[sd]\b|\bvfmadd\d+p[sd]\b", text) is not None
 
 
 def has_masked_stores(text: str) -> bool:
