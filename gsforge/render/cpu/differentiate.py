@@ -10,14 +10,26 @@ so that one number for each pixel stands for all that lies behind, whatever the 
 import numpy as np
 
 from gsforge.render.cpu.tiles import (
+    BLUE,
+    DISTANCE,
     GRAD_BLUE,
     GRAD_DEPTH,
     GRAD_FEATURES,
     GRAD_GREEN,
     GRAD_RED,
     GRAD_TOKEN,
+    GREEN,
+    GROUP,
     LANES,
+    LOG,
     ONE,
+    P_FIRST,
+    P_X,
+    P_Y,
+    PLACED_COLUMNS,
+    R_FIRST,
+    R_Y,
+    RED,
     SUM_U,
     SUM_UP,
     SUM_UPP,
@@ -29,47 +41,63 @@ from gsforge.render.cpu.tiles import (
     ZERO,
     exp_minus,
     kernel,
-    lanes_of_splat,
-    place_pixels,
-    place_splat,
+    place_splats,
     tile_origin,
 )
 
-# Planes of the state of a tile, as in `draw.py`. V_* is the incoming gradient, BEHIND the image behind dotted with it.
-# For the contribution: TARGET_* the residual or its like, LOSS the incoming gradient of the loss image, BACK_* the
+# Planes of the state of a tile, as in `draw.py`. V_* is the incoming gradient; BEHIND the image behind dotted with it,
+# less that of alpha, which is the same for all splats. P, R, U and WEIGHT are of the splat at hand.
+# For the contribution: RESIDUAL_* the residual or its like, LOSS the incoming gradient of the loss image, BACK_* the
 # colour behind. V_FEATURES is the first of as many planes as there are features.
 (
-    _PX, _PY, _T, _LAST, _BEHIND, _V_RED, _V_GREEN, _V_BLUE, _V_DEPTH, _V_ALPHA, _FEATURES_V, _ALPHA, _WEIGHT,
+    _T, _LAST, _BEHIND, _V_RED, _V_GREEN, _V_BLUE, _V_DEPTH, _P, _R, _U, _WEIGHT, _ALPHA,
     _LOSS, _RESIDUAL, _RESIDUAL_1, _RESIDUAL_2, _BACK, _BACK_1, _BACK_2, _V_FEATURES,
-) = (plane * LANES for plane in range(21))  # fmt: skip
+) = (plane * LANES for plane in range(20))  # fmt: skip
 
 NO_LOSS, L1, L2, FIRST_ORDER = range(4)
 
 
 @kernel
-def differentiate_splat(Z, n, p0, r0, a, b, c, log_opacity, index, red, green, blue, depth, limits, sums, slot):
-    """Undo one splat over the first n lanes of Z and write its sums over these lanes."""
+def differentiate_splat(Z, top, rows, placed, e, index, limits):
+    """Undo one splat over some rows of Z, and leave there what `sum_splat` sums."""
     max_s, max_alpha = limits[0], limits[1]
+    p_x, p_y, r_y, log_opacity = placed[e, P_X], placed[e, P_Y], placed[e, R_Y], placed[e, LOG]
+    p_first, r_first, depth = placed[e, P_FIRST], placed[e, R_FIRST], placed[e, DISTANCE]
+    red, green, blue = placed[e, RED], placed[e, GREEN], placed[e, BLUE]
+    top, rows = top & (TILE_HEIGHT - 1), min(rows, TILE_HEIGHT)  # as in `draw_splat`
+    for row in range(rows):
+        y, first = np.float32(row), (top + row) * TILE_WIDTH
+        p_row, r = p_first + p_y * y, r_first + r_y * y
+        rest = r * r - log_opacity
+        for x in range(TILE_WIDTH):
+            i = first + x
+            p = p_row + p_x * np.float32(x)
+            s = p * p + rest
+            gauss = exp_minus(s)
+            drawn = (s <= max_s) & (index <= Z[i + _LAST])
+            alpha = min(gauss, max_alpha) if drawn else ZERO
+            t = Z[i + _T] / (ONE - alpha)
+            weight = alpha * t
+            own = red * Z[i + _V_RED] + green * Z[i + _V_GREEN] + blue * Z[i + _V_BLUE] + depth * Z[i + _V_DEPTH]
+            over_behind = own - Z[i + _BEHIND]
+            Z[i + _BEHIND] += alpha * over_behind
+            Z[i + _T] = t
+            Z[i + _ALPHA] = alpha
+            Z[i + _WEIGHT] = weight
+            Z[i + _P] = p
+            Z[i + _R] = r
+            Z[i + _U] = weight * over_behind if gauss <= max_alpha else ZERO
+
+
+@kernel
+def sum_splat(Z, top, rows, sums, slot):
+    """Write the sums of a splat over its rows; apart from `differentiate_splat`, as registers would not do for both."""
+    first, lanes = (top & (TILE_HEIGHT - 1)) * TILE_WIDTH, min(rows, TILE_HEIGHT) * TILE_WIDTH
     u_sum, up_sum, ur_sum, upp_sum, upr_sum, urr_sum = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
     red_sum, green_sum, blue_sum, depth_sum = ZERO, ZERO, ZERO, ZERO
-    for i in range(n):
-        y = Z[i + _PY]
-        p = p0 + a * Z[i + _PX] + b * y
-        r = r0 + c * y
-        s = p * p + r * r - log_opacity
-        gauss = exp_minus(s)
-        drawn = (s <= max_s) & (index <= Z[i + _LAST])
-        alpha = min(gauss, max_alpha) if drawn else ZERO
-        t = Z[i + _T] / (ONE - alpha)
-        weight = alpha * t
-        v_red, v_green, v_blue, v_depth = Z[i + _V_RED], Z[i + _V_GREEN], Z[i + _V_BLUE], Z[i + _V_DEPTH]
-        own = red * v_red + green * v_green + blue * v_blue + depth * v_depth + Z[i + _V_ALPHA] + Z[i + _FEATURES_V]
-        over_behind = own - Z[i + _BEHIND]
-        Z[i + _BEHIND] += alpha * over_behind
-        Z[i + _T] = t
-        Z[i + _ALPHA] = alpha
-        Z[i + _WEIGHT] = weight
-        u = weight * over_behind if gauss <= max_alpha else ZERO
+    for lane in range(lanes):
+        i = first + lane
+        p, r, u, weight = Z[i + _P], Z[i + _R], Z[i + _U], Z[i + _WEIGHT]
         up, ur = u * p, u * r
         u_sum += u
         up_sum += up
@@ -77,10 +105,10 @@ def differentiate_splat(Z, n, p0, r0, a, b, c, log_opacity, index, red, green, b
         upp_sum += up * p
         upr_sum += up * r
         urr_sum += ur * r
-        red_sum += weight * v_red
-        green_sum += weight * v_green
-        blue_sum += weight * v_blue
-        depth_sum += weight * v_depth
+        red_sum += weight * Z[i + _V_RED]
+        green_sum += weight * Z[i + _V_GREEN]
+        blue_sum += weight * Z[i + _V_BLUE]
+        depth_sum += weight * Z[i + _V_DEPTH]
     sums[slot, SUM_U], sums[slot, SUM_UP], sums[slot, SUM_UR] = u_sum, up_sum, ur_sum
     sums[slot, SUM_UPP], sums[slot, SUM_UPR], sums[slot, SUM_URR] = upp_sum, upr_sum, urr_sum
     sums[slot, GRAD_RED], sums[slot, GRAD_GREEN], sums[slot, GRAD_BLUE] = red_sum, green_sum, blue_sum
@@ -89,14 +117,17 @@ def differentiate_splat(Z, n, p0, r0, a, b, c, log_opacity, index, red, green, b
 
 
 @kernel
-def sum_l1_contribution(Z, n, red, green, blue):
+def sum_l1_contribution(Z, top, rows, placed, e):
     """Sum, over lanes and colours, of v (|r| - |r - delta|): what the L1 loss loses by the splat being there.
 
     Source:
         delta = alpha T (c - D) is the change of the pixel when the splat is removed, as a pixel is affine in alpha.
     """
+    red, green, blue = placed[e, RED], placed[e, GREEN], placed[e, BLUE]
+    first, lanes = (top & (TILE_HEIGHT - 1)) * TILE_WIDTH, min(rows, TILE_HEIGHT) * TILE_WIDTH
     total = ZERO
-    for i in range(n):
+    for lane in range(lanes):
+        i = first + lane
         alpha, weight, loss = Z[i + _ALPHA], Z[i + _WEIGHT], Z[i + _LOSS]
         x, y, z = red - Z[i + _BACK], green - Z[i + _BACK_1], blue - Z[i + _BACK_2]
         Z[i + _BACK] += alpha * x
@@ -109,10 +140,13 @@ def sum_l1_contribution(Z, n, red, green, blue):
 
 
 @kernel
-def sum_l2_contribution(Z, n, red, green, blue, second_order):
+def sum_l2_contribution(Z, top, rows, placed, e, second_order):
     """Sum, over lanes and colours, of v (delta dL/dr - second_order delta^2); second_order is 1 for L2, 0 for none."""
+    red, green, blue = placed[e, RED], placed[e, GREEN], placed[e, BLUE]
+    first, lanes = (top & (TILE_HEIGHT - 1)) * TILE_WIDTH, min(rows, TILE_HEIGHT) * TILE_WIDTH
     total = ZERO
-    for i in range(n):
+    for lane in range(lanes):
+        i = first + lane
         alpha, weight, loss = Z[i + _ALPHA], Z[i + _WEIGHT], Z[i + _LOSS]
         x, y, z = red - Z[i + _BACK], green - Z[i + _BACK_1], blue - Z[i + _BACK_2]
         Z[i + _BACK] += alpha * x
@@ -124,25 +158,28 @@ def sum_l2_contribution(Z, n, red, green, blue, second_order):
 
 
 @kernel
-def dot_features(Z, n, values):
-    """Write the features of a splat dotted with their incoming gradient, for `differentiate_splat` to add."""
-    for i in range(n):
-        Z[i + _FEATURES_V] = ZERO
-    for channel in range(len(values)):
-        value = values[channel]
-        V = Z[channel * LANES :]
-        for i in range(n):
-            Z[i + _FEATURES_V] += V[i + _V_FEATURES] * value
+def shift_behind(Z, top, rows, features, of, n, sign):
+    """Add the features of a splat, dotted with their incoming gradient, `sign` times to what lies behind it.
+
+    With sign -1 before `differentiate_splat`, for which features then are as good as none, and 1 after it.
+    """
+    first, lanes = (top & (TILE_HEIGHT - 1)) * TILE_WIDTH, min(rows, TILE_HEIGHT) * TILE_WIDTH
+    for channel in range(features.shape[2]):
+        value = sign * features[of, n, channel]
+        V = Z[first + channel * LANES :]
+        for i in range(lanes):
+            Z[first + i + _BEHIND] += V[i + _V_FEATURES] * value
 
 
 @kernel
-def sum_features(Z, n, sums, slot):
+def sum_features(Z, top, rows, sums, slot):
     """Write the sum of weight * incoming gradient for every feature channel."""
+    first, lanes = (top & (TILE_HEIGHT - 1)) * TILE_WIDTH, min(rows, TILE_HEIGHT) * TILE_WIDTH
     for channel in range(sums.shape[1] - GRAD_FEATURES):
-        V = Z[channel * LANES :]
+        V = Z[first + channel * LANES :]
         total = ZERO
-        for i in range(n):
-            total += Z[i + _WEIGHT] * V[i + _V_FEATURES]
+        for i in range(lanes):
+            total += Z[first + i + _WEIGHT] * V[i + _V_FEATURES]
         sums[slot, GRAD_FEATURES + channel] = total
 
 
@@ -169,8 +206,8 @@ def differentiate_tiles(
         tiles_x: tiles in a row.
         tiles_y: rows of tiles of an image.
         backgrounds: [I, 3].
-        rests: [I, H, W] transmittance behind everything.
-        lasts: [I, H, W] entries of the tile up to the last one drawn in the pixel.
+        rests: [tiles of all images, 128] transmittance behind everything.
+        lasts: [tiles of all images, 128] entries of the tile before the one that stopped the pixel, or all.
         v_rgb: [I, 3, H, W] incoming gradient, and so on.
         v_alpha: [I, 1, H, W].
         v_depth: [I, 1, H, W].
@@ -183,78 +220,88 @@ def differentiate_tiles(
     """
     channels = features.shape[2]
     splats_of_image = len(splats) // len(v_rgb)
-    Z = np.empty(_V_FEATURES + channels * LANES, colors.dtype)
-    place_pixels(Z)
-    g = np.empty(8, colors.dtype)
+    Z = np.zeros(_V_FEATURES + channels * LANES, colors.dtype)
+    placed, rows = np.empty((GROUP, PLACED_COLUMNS), colors.dtype), np.empty((GROUP, 2), np.int64)
     for tile in range(first + first_tile, end + first_tile):
         image, x0, y0 = tile_origin(tile, tiles_x, tiles_y)
-        start = tile_starts[tile - first_tile]
-        entries_drawn = load_tile(
-            Z, image, x0, y0, backgrounds, rests, lasts, v_rgb, v_alpha, v_depth, v_features,
-            v_backgrounds, tile,
-        )  # fmt: skip
+        start, stop = tile_starts[tile - first_tile], tile_starts[tile - first_tile + 1]
+        load_tile(Z, image, x0, y0, backgrounds, rests, lasts, v_rgb, v_alpha, v_depth, v_features, v_backgrounds, tile)
         if contribution != NO_LOSS:
             load_residual(Z, image, x0, y0, backgrounds, v_loss, residuals)
-        for k in range(tile_starts[tile - first_tile + 1] - start - 1, -1, -1):
-            s, slot = entries[start + k, 0], entries[start + k, 1]
-            top, lanes = lanes_of_splat(splats, s, y0)
-            if (lanes <= 0) | (k >= entries_drawn):
-                sums[slot, :] = ZERO
-                continue
-            place_splat(splats, s, x0, y0, g)
-            P = Z[top:]
-            if channels > 0:
-                dot_features(P, lanes, features[image // feature_repeat, s - image * splats_of_image])
-            differentiate_splat(
-                P, lanes, g[0], g[1], g[2], g[3], g[4], g[5], np.float32(k + 1),
-                colors[s, 0], colors[s, 1], colors[s, 2], g[6], limits, sums, slot,
-            )  # fmt: skip
-            if channels > 0:
-                sum_features(P, lanes, sums, slot)
-            if contribution == L1:
-                sums[slot, GRAD_TOKEN] = sum_l1_contribution(P, lanes, colors[s, 0], colors[s, 1], colors[s, 2])
-            elif contribution != NO_LOSS:
-                order = ONE if contribution == L2 else ZERO
-                sums[slot, GRAD_TOKEN] = sum_l2_contribution(P, lanes, colors[s, 0], colors[s, 1], colors[s, 2], order)
+        end_drawn = min(start + entries_drawn(Z), stop)
+        for k in range(end_drawn, stop):
+            sums[entries[k, 1], :] = ZERO
+        for end_of_group in range(end_drawn, start, -GROUP):
+            group = max(end_of_group - GROUP, start)
+            place_splats(group, end_of_group, entries, splats, colors, x0, y0, placed, rows)
+            for e in range(end_of_group - group - 1, -1, -1):
+                slot, top, number = entries[group + e, 1], rows[e, 0], rows[e, 1]
+                if channels > 0:
+                    of, n = image // feature_repeat, entries[group + e, 0] - image * splats_of_image
+                    shift_behind(Z, top, number, features, of, n, -ONE)
+                differentiate_splat(Z, top, number, placed, e, np.float32(group - start + e + 1), limits)
+                sum_splat(Z, top, number, sums, slot)
+                if channels > 0:
+                    shift_behind(Z, top, number, features, of, n, ONE)
+                    sum_features(Z, top, number, sums, slot)
+                if contribution == L1:
+                    sums[slot, GRAD_TOKEN] = sum_l1_contribution(Z, top, number, placed, e)
+                elif contribution != NO_LOSS:
+                    order = ONE if contribution == L2 else ZERO
+                    sums[slot, GRAD_TOKEN] = sum_l2_contribution(Z, top, number, placed, e, order)
 
 
 @kernel
 def load_tile(Z, image, x0, y0, backgrounds, rests, lasts, v_rgb, v_alpha, v_depth, v_features, v_backgrounds, tile):
-    """Begin the state of a tile with what lies behind everything; returns how many entries to go back through."""
-    Z[_T:] = ZERO
-    v_backgrounds[tile, :] = ZERO
-    entries_drawn = 0
-    width = min(TILE_WIDTH, v_rgb.shape[3] - x0)
-    for row in range(min(TILE_HEIGHT, v_rgb.shape[2] - y0)):
-        i, y = row * TILE_WIDTH, y0 + row
-        for x in range(width):
-            last = lasts[image, y, x0 + x]
-            entries_drawn = max(entries_drawn, last)
-            Z[i + x + _T] = rests[image, y, x0 + x]
-            Z[i + x + _LAST] = np.float32(last)
-            Z[i + x + _V_DEPTH] = v_depth[image, 0, y, x0 + x]
-            Z[i + x + _V_ALPHA] = v_alpha[image, 0, y, x0 + x]
-        for channel in range(3):
-            background, total = backgrounds[image, channel], ZERO
-            for x in range(width):
-                v = v_rgb[image, channel, y, x0 + x]
-                Z[i + x + _V_RED + channel * LANES] = v
-                Z[i + x + _BEHIND] += v * background
-                total += rests[image, y, x0 + x] * v
-            v_backgrounds[tile, channel] += total
-        for channel in range(v_features.shape[1]):
-            for x in range(width):
-                Z[i + x + _V_FEATURES + channel * LANES] = v_features[image, channel, y, x0 + x]
-    return entries_drawn
+    """Begin the state of a tile with what lies behind everything."""
+    for i in range(LANES):
+        Z[i + _T], Z[i + _LAST] = rests[tile, i], lasts[tile, i]
+    for channel in range(3):
+        read_plane(Z, _V_RED + channel * LANES, x0, y0, v_rgb, image, channel)
+    read_plane(Z, _V_DEPTH, x0, y0, v_depth, image, 0)
+    read_plane(Z, _BEHIND, x0, y0, v_alpha, image, 0)
+    for channel in range(v_features.shape[1]):
+        read_plane(Z, _V_FEATURES + channel * LANES, x0, y0, v_features, image, channel)
+    red, green, blue = backgrounds[image, 0], backgrounds[image, 1], backgrounds[image, 2]
+    red_sum, green_sum, blue_sum = ZERO, ZERO, ZERO
+    for i in range(LANES):
+        rest, v_red, v_green, v_blue = Z[i + _T], Z[i + _V_RED], Z[i + _V_GREEN], Z[i + _V_BLUE]
+        Z[i + _BEHIND] = v_red * red + v_green * green + v_blue * blue - Z[i + _BEHIND]
+        red_sum += rest * v_red
+        green_sum += rest * v_green
+        blue_sum += rest * v_blue
+    v_backgrounds[tile, 0], v_backgrounds[tile, 1], v_backgrounds[tile, 2] = red_sum, green_sum, blue_sum
 
 
 @kernel
 def load_residual(Z, image, x0, y0, backgrounds, v_loss, residuals):
     """Begin the state of a tile for the contribution."""
-    for y in range(min(TILE_HEIGHT, residuals.shape[2] - y0)):
-        for x in range(min(TILE_WIDTH, residuals.shape[3] - x0)):
-            i = y * TILE_WIDTH + x
-            Z[i + _LOSS] = v_loss[image, 0, y0 + y, x0 + x]
-            for channel in range(3):
-                Z[i + _RESIDUAL + channel * LANES] = residuals[image, channel, y0 + y, x0 + x]
-                Z[i + _BACK + channel * LANES] = backgrounds[image, channel]
+    read_plane(Z, _LOSS, x0, y0, v_loss, image, 0)
+    for channel in range(3):
+        read_plane(Z, _RESIDUAL + channel * LANES, x0, y0, residuals, image, channel)
+        for i in range(LANES):
+            Z[i + _BACK + channel * LANES] = backgrounds[image, channel]
+
+
+@kernel
+def read_plane(Z, plane, x0, y0, images, image, channel):
+    """Copy one channel of an image to a plane of the state of a tile; beyond the image lies zero."""
+    width, height = images.shape[3] - x0, images.shape[2] - y0
+    if (width >= TILE_WIDTH) & (height >= TILE_HEIGHT):
+        for y in range(TILE_HEIGHT):
+            for x in range(TILE_WIDTH):  # of a known length: one instruction
+                Z[plane + y * TILE_WIDTH + x] = images[image, channel, y0 + y, x0 + x]
+    else:
+        Z[plane : plane + LANES] = ZERO
+        for y in range(min(TILE_HEIGHT, height)):
+            for x in range(min(TILE_WIDTH, width)):
+                Z[plane + y * TILE_WIDTH + x] = images[image, channel, y0 + y, x0 + x]
+
+
+@kernel
+def entries_drawn(Z):
+    """Entries of the tile to go back through."""
+    last = ZERO
+    for i in range(LANES):
+        last = max(last, Z[i + _LAST])
+    return int(last)

@@ -3,58 +3,75 @@
 import numpy as np
 
 from gsforge.render.cpu.tiles import (
+    BLUE,
+    DISTANCE,
+    GREEN,
+    GROUP,
     LANES,
+    LOG,
     ONE,
+    P_FIRST,
+    P_X,
+    P_Y,
+    PLACED_COLUMNS,
+    R_FIRST,
+    R_Y,
+    RED,
     TILE_HEIGHT,
     TILE_WIDTH,
-    TWO,
     ZERO,
     exp_minus,
     kernel,
-    lanes_of_splat,
-    place_pixels,
-    place_splat,
+    place_splats,
     tile_origin,
 )
 
 # Planes of the state of a tile, LANES values each, in one buffer: with several arrays LLVM falls back to scalar code.
-# T < 0 is the transmittance of a pixel that takes no more; LAST counts the entries up to the last one drawn.
-_PX, _PY, _T, _LAST, _RED, _GREEN, _BLUE, _DEPTH, _WEIGHT, _FEATURES = (plane * LANES for plane in range(10))
-_CHECK_EVERY = 32  # entries between two looks at whether the tile takes no more
+# T < 0 is the transmittance of a pixel that takes no more; STOP is the number of the entry that stopped it, from 1.
+_T, _STOP, _RED, _GREEN, _BLUE, _DEPTH, _WEIGHT, _FEATURES = (plane * LANES for plane in range(8))
 
 
 @kernel
-def draw_splat(Z, n, p0, r0, a, b, c, log_opacity, index, red, green, blue, depth, limits):
-    """Composite one splat over the first n lanes of Z."""
+def draw_splat(Z, top, rows, placed, e, index, limits):
+    """Composite one splat over some rows of Z."""
     max_s, max_alpha, stop = limits[0], limits[1], limits[2]
-    for i in range(n):
-        y = Z[i + _PY]
-        p = p0 + a * Z[i + _PX] + b * y
-        r = r0 + c * y
-        s = p * p + r * r - log_opacity
-        t = Z[i + _T]
-        weight = min(exp_minus(s), max_alpha) * t
-        inside = (s <= max_s) & (t > ZERO)
-        drawn = inside & (t - weight > stop)
-        # Products in place of choices, which would compile to masked stores: very slow on some processors.
-        weight *= np.float32(drawn)
-        Z[i + _T] = (t - weight) * (ONE - TWO * np.float32(inside & ~drawn))
-        Z[i + _LAST] += (index - Z[i + _LAST]) * np.float32(drawn)
-        Z[i + _RED] += weight * red
-        Z[i + _GREEN] += weight * green
-        Z[i + _BLUE] += weight * blue
-        Z[i + _DEPTH] += weight * depth
-        Z[i + _WEIGHT] = weight
+    p_x, p_y, r_y, log_opacity = placed[e, P_X], placed[e, P_Y], placed[e, R_Y], placed[e, LOG]
+    p_first, r_first, depth = placed[e, P_FIRST], placed[e, R_FIRST], placed[e, DISTANCE]
+    red, green, blue = placed[e, RED], placed[e, GREEN], placed[e, BLUE]
+    # What the compiler must see to leave out the test for negative indices, with which it would not use vectors.
+    top, rows = top & (TILE_HEIGHT - 1), min(rows, TILE_HEIGHT)
+    for row in range(rows):
+        y, first = np.float32(row), (top + row) * TILE_WIDTH
+        p_row, r = p_first + p_y * y, r_first + r_y * y
+        rest = r * r - log_opacity
+        for x in range(TILE_WIDTH):
+            i = first + x
+            p = p_row + p_x * np.float32(x)
+            s = p * p + rest
+            t = Z[i + _T]
+            weight = min(exp_minus(s), max_alpha) * t if (s <= max_s) & (t > ZERO) else ZERO
+            left = t - weight
+            goes_on = left > stop
+            weight = weight if goes_on else ZERO
+            Z[i + _T] = left if goes_on else -abs(t)
+            # Not as a choice between old and new, which would be a masked store: very slow on some processors.
+            Z[i + _STOP] += ZERO if goes_on else (index if t > ZERO else ZERO)
+            Z[i + _RED] += weight * red
+            Z[i + _GREEN] += weight * green
+            Z[i + _BLUE] += weight * blue
+            Z[i + _DEPTH] += weight * depth
+            Z[i + _WEIGHT] = weight
 
 
 @kernel
-def draw_features(Z, n, values):
-    """Add the feature channels of one splat over the first n lanes of Z, with the weights `draw_splat` has left."""
-    for channel in range(len(values)):
-        value = values[channel]
-        V = Z[_FEATURES + channel * LANES :]
-        for i in range(n):
-            V[i] += Z[i + _WEIGHT] * value
+def draw_features(Z, top, rows, features, of, n):
+    """Add the features of one splat, with the weights that `draw_splat` has left."""
+    first, lanes = (top & (TILE_HEIGHT - 1)) * TILE_WIDTH, min(rows, TILE_HEIGHT) * TILE_WIDTH
+    for channel in range(features.shape[2]):
+        value = features[of, n, channel]
+        V = Z[first + channel * LANES :]
+        for i in range(lanes):
+            V[i + _FEATURES] += Z[first + i + _WEIGHT] * value
 
 
 @kernel
@@ -82,39 +99,35 @@ def draw_tiles(
         alpha: [I, 1, H, W] written.
         depth: [I, 1, H, W] written.
         feature_images: [I, F, H, W] written.
-        rests: [I, H, W] written: transmittance behind everything.
-        lasts: [I, H, W] written: entries of the tile up to the last one drawn in the pixel.
+        rests: [tiles of all images, 128] written: transmittance behind everything, pixel by pixel.
+        lasts: [tiles of all images, 128] written: entries of the tile before the one that stopped the pixel, or all.
     """
     channels = features.shape[2]
     splats_of_image = len(splats) // len(rgb)
     Z = np.empty(_FEATURES + channels * LANES, colors.dtype)
-    place_pixels(Z)
-    g = np.empty(8, colors.dtype)
+    placed, rows = np.empty((GROUP, PLACED_COLUMNS), colors.dtype), np.empty((GROUP, 2), np.int64)
     for tile in range(first + first_tile, end + first_tile):
         image, x0, y0 = tile_origin(tile, tiles_x, tiles_y)
         begin_tile(Z, rgb.shape[3] - x0, rgb.shape[2] - y0)
-        start = tile_starts[tile - first_tile]
-        for k in range(tile_starts[tile - first_tile + 1] - start):
-            s = entries[start + k, 0]
-            top, lanes = lanes_of_splat(splats, s, y0)
-            if lanes <= 0:
-                continue
-            place_splat(splats, s, x0, y0, g)
-            draw_splat(
-                Z[top:], lanes, g[0], g[1], g[2], g[3], g[4], g[5], np.float32(k + 1),
-                colors[s, 0], colors[s, 1], colors[s, 2], g[6], limits,
-            )  # fmt: skip
-            if channels > 0:
-                draw_features(Z[top:], lanes, features[image // feature_repeat, s - image * splats_of_image])
-            if k % _CHECK_EVERY == _CHECK_EVERY - 1 and is_full(Z):
+        start, stop = tile_starts[tile - first_tile], tile_starts[tile - first_tile + 1]
+        for group in range(start, stop, GROUP):
+            end_of_group = min(group + GROUP, stop)
+            place_splats(group, end_of_group, entries, splats, colors, x0, y0, placed, rows)
+            for e in range(end_of_group - group):
+                draw_splat(Z, rows[e, 0], rows[e, 1], placed, e, np.float32(group - start + e + 1), limits)
+                if channels > 0:
+                    n = entries[group + e, 0] - image * splats_of_image
+                    draw_features(Z, rows[e, 0], rows[e, 1], features, image // feature_repeat, n)
+            if is_full(Z):
                 break
-        finish_tile(Z, image, x0, y0, backgrounds, rgb, alpha, depth, feature_images, rests, lasts)
+        keep_tile(Z, tile, stop - start, rests, lasts)
+        finish_tile(Z, image, x0, y0, backgrounds, rgb, alpha, depth, feature_images)
 
 
 @kernel
 def begin_tile(Z, width, height):
     """Clear the state; pixels beyond width and height, beside the image, take nothing."""
-    Z[_T:] = ZERO
+    Z[:] = ZERO
     for y in range(min(TILE_HEIGHT, height)):
         for x in range(min(TILE_WIDTH, width)):
             Z[_T + y * TILE_WIDTH + x] = ONE
@@ -130,22 +143,39 @@ def is_full(Z):
 
 
 @kernel
-def finish_tile(Z, image, x0, y0, backgrounds, rgb, alpha, depth, feature_images, rests, lasts):
+def keep_tile(Z, tile, count, rests, lasts):
+    """Write what the reverse pass needs of the state of a tile with `count` entries."""
+    for i in range(LANES):
+        rests[tile, i] = abs(Z[i + _T])
+        lasts[tile, i] = np.float32(count) if Z[i + _T] > ZERO else Z[i + _STOP] - ONE
+
+
+@kernel
+def finish_tile(Z, image, x0, y0, backgrounds, rgb, alpha, depth, feature_images):
     """Write the state of a tile into the images, colours over the background."""
-    width = min(TILE_WIDTH, rgb.shape[3] - x0)
-    for row in range(min(TILE_HEIGHT, rgb.shape[2] - y0)):
-        i, y = row * TILE_WIDTH, y0 + row
-        for x in range(width):
-            rest = abs(Z[i + x + _T])
-            rests[image, y, x0 + x] = rest
-            alpha[image, 0, y, x0 + x] = ONE - rest
-            depth[image, 0, y, x0 + x] = Z[i + x + _DEPTH]
-            lasts[image, y, x0 + x] = int(Z[i + x + _LAST])
-        for channel in range(3):
-            background = backgrounds[image, channel]
+    for channel in range(3):
+        background, plane = backgrounds[image, channel], _RED + channel * LANES
+        for i in range(LANES):
+            Z[i + plane] += abs(Z[i + _T]) * background
+    for i in range(LANES):
+        Z[i + _WEIGHT] = ONE - abs(Z[i + _T])
+    for channel in range(3):
+        write_plane(Z, _RED + channel * LANES, x0, y0, rgb, image, channel)
+    write_plane(Z, _WEIGHT, x0, y0, alpha, image, 0)
+    write_plane(Z, _DEPTH, x0, y0, depth, image, 0)
+    for channel in range(feature_images.shape[1]):
+        write_plane(Z, _FEATURES + channel * LANES, x0, y0, feature_images, image, channel)
+
+
+@kernel
+def write_plane(Z, plane, x0, y0, images, image, channel):
+    """Copy a plane of the state of a tile into one channel of an image."""
+    width, height = images.shape[3] - x0, images.shape[2] - y0
+    if width >= TILE_WIDTH:
+        for y in range(min(TILE_HEIGHT, height)):
+            for x in range(TILE_WIDTH):  # of a known length: one instruction
+                images[image, channel, y0 + y, x0 + x] = Z[plane + y * TILE_WIDTH + x]
+    else:
+        for y in range(min(TILE_HEIGHT, height)):
             for x in range(width):
-                rest = abs(Z[i + x + _T])
-                rgb[image, channel, y, x0 + x] = Z[i + x + _RED + channel * LANES] + rest * background
-        for channel in range(feature_images.shape[1]):
-            for x in range(width):
-                feature_images[image, channel, y, x0 + x] = Z[i + x + _FEATURES + channel * LANES]
+                images[image, channel, y0 + y, x0 + x] = Z[plane + y * TILE_WIDTH + x]

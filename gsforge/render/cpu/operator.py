@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gsforge.render.cpu.tensors import differentiate, draw
+from gsforge.render.cpu.tiles import LANES, TILE_HEIGHT, TILE_WIDTH
 
 _INPUTS, _IMAGES = 12, 5  # tensors in, images out; the rest of the outputs is for the reverse pass
 
@@ -67,10 +68,11 @@ def _(
 
     size, integer = (height, width), torch.int32
     spans, tiles, entries = (torch.library.get_ctx().new_dynamic_size() for _ in range(3))
+    all_tiles = images * -(-height // TILE_HEIGHT) * -(-width // TILE_WIDTH)
     return (
         shaped(images, 3, *size), shaped(images, 1, *size), shaped(images, 1, *size),
         shaped(images, features.shape[2], *size), shaped(images if contribution else 0, 1, *size),
-        shaped(images, *size), shaped(images, *size, dtype=integer),
+        shaped(all_tiles, LANES), shaped(all_tiles, LANES),
         shaped(number, 8, dtype=torch.float64), shaped(number, 3), shaped(number, 2, dtype=integer),
         shaped(spans, 2, dtype=integer), shaped(number, dtype=integer), shaped(number, dtype=integer),
         shaped(images, dtype=torch.int64), shaped(tiles, dtype=torch.int64), shaped(entries, 2, dtype=integer),

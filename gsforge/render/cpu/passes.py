@@ -11,7 +11,7 @@ from gsforge.render.cpu import accumulate, bin, differentiate, draw, geometry, p
 from gsforge.render.cpu.buffers import empty
 from gsforge.render.cpu.colors import color_splats, copy_colors, differentiate_colors
 from gsforge.render.cpu.threads import run, share
-from gsforge.render.cpu.tiles import LOG_255, MAX_ALPHA, SPLAT_COLUMNS, TILE_HEIGHT, TILE_WIDTH
+from gsforge.render.cpu.tiles import LANES, LOG_255, MAX_ALPHA, SPLAT_COLUMNS, TILE_HEIGHT, TILE_WIDTH
 from gsforge.render.types import RenderSettings
 
 Array = NDArray[Any]
@@ -142,8 +142,8 @@ class Images:
         alpha: [I, 1, H, W].
         depth: [I, 1, H, W].
         features: [I, F, H, W].
-        rests: [I, H, W] transmittance behind everything.
-        lasts: [I, H, W] int32 entries of the tile up to the last one drawn.
+        rests: [tiles, 128] transmittance behind everything, pixel by pixel of each tile.
+        lasts: [tiles, 128] entries of the tile before the one that stopped the pixel, or all.
     """
 
     rgb: Array
@@ -222,8 +222,8 @@ def forward(scene: Scene) -> tuple[Images, Splats]:
         alpha=empty((scene.images, 1, *shape), real),
         depth=empty((scene.images, 1, *shape), real),
         features=empty((scene.images, scene.features.shape[2], *shape), real),
-        rests=empty((scene.images, *shape), real),
-        lasts=empty((scene.images, *shape), np.int32),
+        rests=empty((scene.images * scene.tiles_y * scene.tiles_x, LANES), real),
+        lasts=empty((scene.images * scene.tiles_y * scene.tiles_x, LANES), real),
     )
     for chunk in _chunks(scene, splats):
         run(

@@ -15,15 +15,20 @@ from torch.nn.functional import normalize
 
 from gsforge.core.sh import sh_basis
 from gsforge.render.cpu import accumulate, differentiate, draw, geometry, harmonics, prepare
-from gsforge.render.cpu.tiles import GRAD_FEATURES, LANES, LOG_255, exp_minus
+from gsforge.render.cpu.tiles import GRAD_FEATURES, LANES, LOG_255, PLACED_COLUMNS, TILE_HEIGHT, exp_minus
 
 OPTIONS = draw.draw_splat.targetoptions  # those of `tiles.kernel`
 STATE = np.ones(30 * LANES, np.float32)
 ARGUMENTS = {
     "Z": STATE,
-    "n": LANES,
+    "top": 0,
+    "rows": TILE_HEIGHT,
+    "placed": np.ones((1, PLACED_COLUMNS), np.float32),
+    "e": 0,
     "limits": np.ones(3, np.float32),
-    "values": np.ones(4, np.float32),
+    "features": np.ones((1, 1, 4), np.float32),
+    "of": 0,
+    "n": 0,
     "sums": np.zeros((1, GRAD_FEATURES + 4), np.float32),
     "slot": 0,
     "planes": np.zeros(harmonics.PLANES, np.float32),
@@ -40,9 +45,10 @@ LOOPS = [
     draw.draw_splat,
     draw.draw_features,
     differentiate.differentiate_splat,
+    differentiate.sum_splat,
     differentiate.sum_l1_contribution,
     differentiate.sum_l2_contribution,
-    differentiate.dot_features,
+    differentiate.shift_behind,
     differentiate.sum_features,
     harmonics.evaluate_harmonics,
     harmonics.differentiate_harmonics,
