@@ -23,11 +23,11 @@ from gsforge.render.cpu.tiles import (
     LANES,
     LOG,
     ONE,
-    P_FIRST,
+    P_CORNER,
     P_X,
     P_Y,
-    PLACED_COLUMNS,
-    R_FIRST,
+    PLACED,
+    R_CORNER,
     R_Y,
     RED,
     SUM_U,
@@ -61,13 +61,13 @@ NO_LOSS, L1, L2, FIRST_ORDER = range(4)
 def differentiate_splat(Z, top, rows, placed, e, index, limits):
     """Undo one splat over some rows of Z, and leave there what `sum_splat` sums."""
     max_s, max_alpha = limits[0], limits[1]
-    p_x, p_y, r_y, log_opacity = placed[e, P_X], placed[e, P_Y], placed[e, R_Y], placed[e, LOG]
-    p_first, r_first, depth = placed[e, P_FIRST], placed[e, R_FIRST], placed[e, DISTANCE]
-    red, green, blue = placed[e, RED], placed[e, GREEN], placed[e, BLUE]
+    p_x, p_y, r_y, log_opacity = placed[e + P_X], placed[e + P_Y], placed[e + R_Y], placed[e + LOG]
+    p_corner, r_corner, depth = placed[e + P_CORNER], placed[e + R_CORNER], placed[e + DISTANCE]
+    red, green, blue = placed[e + RED], placed[e + GREEN], placed[e + BLUE]
     top, rows = top & (TILE_HEIGHT - 1), min(rows, TILE_HEIGHT)  # as in `draw_splat`
     for row in range(rows):
-        y, first = np.float32(row), (top + row) * TILE_WIDTH
-        p_row, r = p_first + p_y * y, r_first + r_y * y
+        y, first = np.float32(top + row), (top + row) * TILE_WIDTH
+        p_row, r = p_corner + p_y * y, r_corner + r_y * y
         rest = r * r - log_opacity
         for x in range(TILE_WIDTH):
             i = first + x
@@ -123,7 +123,7 @@ def sum_l1_contribution(Z, top, rows, placed, e):
     Source:
         delta = alpha T (c - D) is the change of the pixel when the splat is removed, as a pixel is affine in alpha.
     """
-    red, green, blue = placed[e, RED], placed[e, GREEN], placed[e, BLUE]
+    red, green, blue = placed[e + RED], placed[e + GREEN], placed[e + BLUE]
     first, lanes = (top & (TILE_HEIGHT - 1)) * TILE_WIDTH, min(rows, TILE_HEIGHT) * TILE_WIDTH
     total = ZERO
     for lane in range(lanes):
@@ -142,7 +142,7 @@ def sum_l1_contribution(Z, top, rows, placed, e):
 @kernel
 def sum_l2_contribution(Z, top, rows, placed, e, second_order):
     """Sum, over lanes and colours, of v (delta dL/dr - second_order delta^2); second_order is 1 for L2, 0 for none."""
-    red, green, blue = placed[e, RED], placed[e, GREEN], placed[e, BLUE]
+    red, green, blue = placed[e + RED], placed[e + GREEN], placed[e + BLUE]
     first, lanes = (top & (TILE_HEIGHT - 1)) * TILE_WIDTH, min(rows, TILE_HEIGHT) * TILE_WIDTH
     total = ZERO
     for lane in range(lanes):
@@ -221,7 +221,7 @@ def differentiate_tiles(
     channels = features.shape[2]
     splats_of_image = len(splats) // len(v_rgb)
     Z = np.zeros(_V_FEATURES + channels * LANES, colors.dtype)
-    placed, rows = np.empty((GROUP, PLACED_COLUMNS), colors.dtype), np.empty((GROUP, 2), np.int64)
+    placed, extents = np.ones(PLACED, colors.dtype), np.empty(2 * GROUP, np.int32)
     for tile in range(first + first_tile, end + first_tile):
         image, x0, y0 = tile_origin(tile, tiles_x, tiles_y)
         start, stop = tile_starts[tile - first_tile], tile_starts[tile - first_tile + 1]
@@ -233,9 +233,9 @@ def differentiate_tiles(
             sums[entries[k, 1], :] = ZERO
         for end_of_group in range(end_drawn, start, -GROUP):
             group = max(end_of_group - GROUP, start)
-            place_splats(group, end_of_group, entries, splats, colors, x0, y0, placed, rows)
+            place_splats(group, end_of_group, entries, splats, colors, x0, y0, placed, extents)
             for e in range(end_of_group - group - 1, -1, -1):
-                slot, top, number = entries[group + e, 1], rows[e, 0], rows[e, 1]
+                slot, top, number = entries[group + e, 1], extents[e], extents[e + GROUP]
                 if channels > 0:
                     of, n = image // feature_repeat, entries[group + e, 0] - image * splats_of_image
                     shift_behind(Z, top, number, features, of, n, -ONE)

@@ -10,11 +10,11 @@ from gsforge.render.cpu.tiles import (
     LANES,
     LOG,
     ONE,
-    P_FIRST,
+    P_CORNER,
     P_X,
     P_Y,
-    PLACED_COLUMNS,
-    R_FIRST,
+    PLACED,
+    R_CORNER,
     R_Y,
     RED,
     TILE_HEIGHT,
@@ -35,14 +35,14 @@ _T, _STOP, _RED, _GREEN, _BLUE, _DEPTH, _WEIGHT, _FEATURES = (plane * LANES for 
 def draw_splat(Z, top, rows, placed, e, index, limits):
     """Composite one splat over some rows of Z."""
     max_s, max_alpha, stop = limits[0], limits[1], limits[2]
-    p_x, p_y, r_y, log_opacity = placed[e, P_X], placed[e, P_Y], placed[e, R_Y], placed[e, LOG]
-    p_first, r_first, depth = placed[e, P_FIRST], placed[e, R_FIRST], placed[e, DISTANCE]
-    red, green, blue = placed[e, RED], placed[e, GREEN], placed[e, BLUE]
+    p_x, p_y, r_y, log_opacity = placed[e + P_X], placed[e + P_Y], placed[e + R_Y], placed[e + LOG]
+    p_corner, r_corner, depth = placed[e + P_CORNER], placed[e + R_CORNER], placed[e + DISTANCE]
+    red, green, blue = placed[e + RED], placed[e + GREEN], placed[e + BLUE]
     # What the compiler must see to leave out the test for negative indices, with which it would not use vectors.
     top, rows = top & (TILE_HEIGHT - 1), min(rows, TILE_HEIGHT)
     for row in range(rows):
-        y, first = np.float32(row), (top + row) * TILE_WIDTH
-        p_row, r = p_first + p_y * y, r_first + r_y * y
+        y, first = np.float32(top + row), (top + row) * TILE_WIDTH
+        p_row, r = p_corner + p_y * y, r_corner + r_y * y
         rest = r * r - log_opacity
         for x in range(TILE_WIDTH):
             i = first + x
@@ -105,19 +105,19 @@ def draw_tiles(
     channels = features.shape[2]
     splats_of_image = len(splats) // len(rgb)
     Z = np.empty(_FEATURES + channels * LANES, colors.dtype)
-    placed, rows = np.empty((GROUP, PLACED_COLUMNS), colors.dtype), np.empty((GROUP, 2), np.int64)
+    placed, extents = np.ones(PLACED, colors.dtype), np.empty(2 * GROUP, np.int32)
     for tile in range(first + first_tile, end + first_tile):
         image, x0, y0 = tile_origin(tile, tiles_x, tiles_y)
         begin_tile(Z, rgb.shape[3] - x0, rgb.shape[2] - y0)
         start, stop = tile_starts[tile - first_tile], tile_starts[tile - first_tile + 1]
         for group in range(start, stop, GROUP):
             end_of_group = min(group + GROUP, stop)
-            place_splats(group, end_of_group, entries, splats, colors, x0, y0, placed, rows)
+            place_splats(group, end_of_group, entries, splats, colors, x0, y0, placed, extents)
             for e in range(end_of_group - group):
-                draw_splat(Z, rows[e, 0], rows[e, 1], placed, e, np.float32(group - start + e + 1), limits)
+                draw_splat(Z, extents[e], extents[e + GROUP], placed, e, np.float32(group - start + e + 1), limits)
                 if channels > 0:
                     n = entries[group + e, 0] - image * splats_of_image
-                    draw_features(Z, rows[e, 0], rows[e, 1], features, image // feature_repeat, n)
+                    draw_features(Z, extents[e], extents[e + GROUP], features, image // feature_repeat, n)
             if is_full(Z):
                 break
         keep_tile(Z, tile, stop - start, rests, lasts)

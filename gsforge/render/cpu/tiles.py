@@ -18,12 +18,14 @@ LANES = TILE_WIDTH * TILE_HEIGHT  # pixels of a tile, numbered row by row
 # numbers. With d = pixel - (X, Y), the exponent of the Gaussian is sigma = p^2 + r^2, p = A d_x + B d_y, r = C d_y.
 X, Y, A, B, C, LOG_OPACITY, DEPTH, HALF_HEIGHT = range(8)
 SPLAT_COLUMNS = 8
-_MARGIN = 1e-3  # px, as in `prepare.py`: the pixels themselves decide what is drawn
 
-# Columns of splats placed in a tile: p and r at the first pixel of their first row, the slopes of p and r, and so on.
-P_FIRST, R_FIRST, P_X, P_Y, R_Y, LOG, DISTANCE, RED, GREEN, BLUE = range(10)
-PLACED_COLUMNS = 10
+# Planes of the splats placed in a tile, GROUP values each, in one buffer: p and r at the corner of the tile, the slopes
+# of p and r, what is drawn, and the distance from the splat to the first pixel of the tile.
 GROUP = 32  # entries of a tile that are placed together
+P_CORNER, R_CORNER, P_X, P_Y, R_Y, LOG, DISTANCE, RED, GREEN, BLUE, _LEFT, _ABOVE, _HALF_HEIGHT = (
+    plane * GROUP for plane in range(13)
+)
+PLACED = 13 * GROUP
 
 # Columns of the gradients of a splat, sums over its pixels; u = alpha dL/dalpha, w = weight, v = dL/dimage.
 SUM_U, SUM_UP, SUM_UR, SUM_UPP, SUM_UPR, SUM_URR, GRAD_RED, GRAD_GREEN, GRAD_BLUE, GRAD_DEPTH, GRAD_TOKEN = range(11)
@@ -46,6 +48,7 @@ MAX_ALPHA = 0.999
 LOG_255 = math.log(255)  # alpha >= 1/255 means sigma - log(opacity) <= log(255)
 
 ZERO, ONE = np.float32(0), np.float32(1)
+_MARGIN = np.float32(2e-3)  # px, and share of the height, for rounding; the pixels themselves decide what is drawn
 # exp(-s / 8) on [0, log(255)] to a relative error of 6e-8; its eighth power is exp(-s) to 2.4e-6, rounding included.
 _E0, _E1, _E2 = np.float32(0.9999999357513724), np.float32(-0.12499908689097591), np.float32(0.007810669814169761)
 _E3, _E4, _E5 = np.float32(-3.2417046366241454e-4), np.float32(9.711326924787334e-6), np.float32(-1.78579892020e-7)
@@ -86,10 +89,11 @@ def tile_origin(tile, tiles_x, tiles_y):
 
 
 @kernel
-def place_splats(first, end, entries, splats, colors, x0, y0, placed, rows):
+def place_splats(first, end, entries, splats, colors, x0, y0, placed, extents):
     """Bring the splats of the entries first..end-1, in the tile from the pixel (x0, y0), to the form that is drawn.
 
-    Many at once, since their loads from memory then overlap. Positions are rounded only here.
+    Many at once: their loads from memory overlap, and their rows are found with packed instructions. Positions are
+    rounded only here.
 
     Args:
         first: first entry, of at most `GROUP`.
@@ -99,35 +103,39 @@ def place_splats(first, end, entries, splats, colors, x0, y0, placed, rows):
         colors: [S, 3] their colours.
         x0: of the tile.
         y0: of the tile.
-        placed: [GROUP, 10] written.
-        rows: [GROUP, 2] written: first row of the tile that the ellipse touches, and number of rows.
+        placed: [PLACED] written.
+        extents: [2 GROUP] int32 written: first rows of the tile that the ellipses touch, then numbers of rows.
     """
     for k in range(first, end):
         e, s = k - first, entries[k, 0]
         a, b, c = splats[s, A], splats[s, B], splats[s, C]
         left, above = x0 + 0.5 - splats[s, X], y0 + 0.5 - splats[s, Y]
-        low, high = rows_between(a, b, c, splats[s, LOG_OPACITY], splats[s, HALF_HEIGHT], left)
-        rows[e, 0] = math.ceil(max(low - above, 0.0))
-        rows[e, 1] = math.floor(min(high - above, TILE_HEIGHT - 1.0)) + 1 - rows[e, 0]
-        dy = above + rows[e, 0]
-        placed[e, P_FIRST], placed[e, R_FIRST] = a * left + b * dy, c * dy
-        placed[e, P_X], placed[e, P_Y], placed[e, R_Y] = a, b, c
-        placed[e, LOG], placed[e, DISTANCE] = splats[s, LOG_OPACITY], splats[s, DEPTH]
-        placed[e, RED], placed[e, GREEN], placed[e, BLUE] = colors[s, 0], colors[s, 1], colors[s, 2]
+        placed[e + P_CORNER], placed[e + R_CORNER] = a * left + b * above, c * above
+        placed[e + P_X], placed[e + P_Y], placed[e + R_Y] = a, b, c
+        placed[e + LOG], placed[e + DISTANCE] = splats[s, LOG_OPACITY], splats[s, DEPTH]
+        placed[e + RED], placed[e + GREEN], placed[e + BLUE] = colors[s, 0], colors[s, 1], colors[s, 2]
+        placed[e + _LEFT], placed[e + _ABOVE], placed[e + _HALF_HEIGHT] = left, above, splats[s, HALF_HEIGHT]
+    find_rows(placed, extents)
 
 
 @kernel
-def rows_between(a, b, c, log_opacity, half_height, left):
-    """Least and largest d_y of an ellipse over the pixels of a tile, the first of which lies at d_x = left.
+def find_rows(placed, extents):
+    """Write which rows of the tile an ellipse touches, with some to spare in float32.
 
-    On its border d_y = (-a b d_x +- sqrt((b^2 + c^2) reach - (a c d_x)^2)) / (b^2 + c^2).
+    With t = B/C, m = A/C and half height H, its border is (1 + t^2) d_y = -m t d_x +- sqrt((1 + t^2) H^2 - (m d_x)^2).
     """
-    right, squared = left + (TILE_WIDTH - 1), b * b + c * c
-    inverse = 1 / (a * squared)
-    scale, at = a * inverse, half_height * b * squared * inverse  # the topmost point lies at `at`, the lowest opposite
-    top, bottom = min(max(at, left), right), min(max(-at, left), right)
-    most, slope, bend = (LOG_255 + log_opacity) * scale, a * b * scale, a * c * scale
-    half_top = math.sqrt(np.float32(max(most - (bend * top) ** 2, 0.0)))
-    half_bottom = math.sqrt(np.float32(max(most - (bend * bottom) ** 2, 0.0)))
-    margin = _MARGIN + 1e-6 * half_height
-    return -slope * top - half_top - margin, half_bottom - slope * bottom + margin
+    for e in range(GROUP):
+        m, t = placed[e + P_X] / placed[e + R_Y], placed[e + P_Y] / placed[e + R_Y]
+        left, above, half_height = placed[e + _LEFT], placed[e + _ABOVE], placed[e + _HALF_HEIGHT]
+        right, at = left + np.float32(TILE_WIDTH - 1), half_height * t / m  # the topmost point lies at `at`
+        top, bottom = min(max(at, left), right), min(max(-at, left), right)
+        scale = ONE / (ONE + t * t)
+        bend, most = m * scale, half_height * half_height * scale
+        half_top = math.sqrt(max(most - (bend * top) * (bend * top), ZERO))
+        half_bottom = math.sqrt(max(most - (bend * bottom) * (bend * bottom), ZERO))
+        margin = _MARGIN * (ONE + half_height)
+        low = -bend * t * top - half_top - margin - above
+        high = half_bottom - bend * t * bottom + margin - above
+        first = np.ceil(max(low, ZERO))
+        extents[e] = np.int32(first)
+        extents[e + GROUP] = np.int32(np.floor(min(high, np.float32(TILE_HEIGHT - 1))) - first + ONE)

@@ -14,8 +14,8 @@ from numba import jit
 from torch.nn.functional import normalize
 
 from gsforge.core.sh import sh_basis
-from gsforge.render.cpu import accumulate, differentiate, draw, geometry, harmonics, prepare
-from gsforge.render.cpu.tiles import GRAD_FEATURES, LANES, LOG_255, PLACED_COLUMNS, TILE_HEIGHT, exp_minus
+from gsforge.render.cpu import accumulate, differentiate, draw, geometry, harmonics, prepare, tiles
+from gsforge.render.cpu.tiles import GRAD_FEATURES, GROUP, LANES, LOG_255, PLACED, TILE_HEIGHT, exp_minus
 
 OPTIONS = draw.draw_splat.targetoptions  # those of `tiles.kernel`
 STATE = np.ones(30 * LANES, np.float32)
@@ -23,12 +23,13 @@ ARGUMENTS = {
     "Z": STATE,
     "top": 0,
     "rows": TILE_HEIGHT,
-    "placed": np.ones((1, PLACED_COLUMNS), np.float32),
+    "placed": np.ones(PLACED, np.float32),
     "e": 0,
     "limits": np.ones(3, np.float32),
     "features": np.ones((1, 1, 4), np.float32),
     "of": 0,
     "n": 0,
+    "extents": np.zeros(2 * GROUP, np.int32),
     "sums": np.zeros((1, GRAD_FEATURES + 4), np.float32),
     "slot": 0,
     "planes": np.zeros(harmonics.PLANES, np.float32),
@@ -42,6 +43,7 @@ ARGUMENTS = {
     "antialiased": True,
 }  # any other is a number
 LOOPS = [
+    tiles.find_rows,
     draw.draw_splat,
     draw.draw_features,
     differentiate.differentiate_splat,
