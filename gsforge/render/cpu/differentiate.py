@@ -113,7 +113,6 @@ def sum_splat(Z, top, rows, sums, slot):
     sums[slot, SUM_UPP], sums[slot, SUM_UPR], sums[slot, SUM_URR] = upp_sum, upr_sum, urr_sum
     sums[slot, GRAD_RED], sums[slot, GRAD_GREEN], sums[slot, GRAD_BLUE] = red_sum, green_sum, blue_sum
     sums[slot, GRAD_DEPTH] = depth_sum
-    sums[slot, GRAD_TOKEN] = ZERO
 
 
 @kernel
@@ -229,11 +228,11 @@ def differentiate_tiles(
         if contribution != NO_LOSS:
             load_residual(Z, image, x0, y0, backgrounds, v_loss, residuals)
         end_drawn = min(start + entries_drawn(Z), stop)
-        for k in range(end_drawn, stop):
-            sums[entries[k, 1], :] = ZERO
+        clear_sums(end_drawn, stop, entries, sums)
         for end_of_group in range(end_drawn, start, -GROUP):
             group = max(end_of_group - GROUP, start)
             place_splats(group, end_of_group, entries, splats, colors, x0, y0, placed, extents)
+            clear_sums(group, end_of_group, entries, sums)  # far apart in memory: now the caches fetch all at once
             for e in range(end_of_group - group - 1, -1, -1):
                 slot, top, number = entries[group + e, 1], extents[e], extents[e + GROUP]
                 if channels > 0:
@@ -249,6 +248,15 @@ def differentiate_tiles(
                 elif contribution != NO_LOSS:
                     order = ONE if contribution == L2 else ZERO
                     sums[slot, GRAD_TOKEN] = sum_l2_contribution(Z, top, number, placed, e, order)
+
+
+@kernel
+def clear_sums(first, end, entries, sums):
+    """Set the sums of the entries first..end-1 to zero."""
+    for k in range(first, end):
+        slot = entries[k, 1]
+        for column in range(sums.shape[1]):
+            sums[slot, column] = ZERO
 
 
 @kernel
