@@ -47,7 +47,7 @@ def kernel(function):
 MAX_ALPHA = 0.999
 LOG_255 = math.log(255)  # alpha >= 1/255 means sigma - log(opacity) <= log(255)
 
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 _MARGIN = np.float32(2e-3)  # px, and share of the height, for rounding; the pixels themselves decide what is drawn
 # exp(-s / 8) on [0, log(255)] to a relative error of 6e-8; its eighth power is exp(-s) to 2.4e-6, rounding included.
 _E0, _E1, _E2 = np.float32(0.9999999357513724), np.float32(-0.12499908689097591), np.float32(0.007810669814169761)
