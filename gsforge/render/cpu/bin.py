@@ -22,6 +22,7 @@ from gsforge.render.cpu.tiles import (
 
 _MARGIN = 1e-3  # px, as in `prepare.py`
 _DIGIT = 11  # bits of a pass of the radix sort
+_FEW = 32  # to be sorted by insertion
 
 
 @kernel
@@ -72,8 +73,8 @@ def span_of_rows(splats, s, low, high):
 def sort_by_depth(first, end, splats, counts, count, order, visible, keys, spare_order, spare_keys):
     """Order the splats of the images first..end-1 that touch a tile, front to back; equal depths keep their order.
 
-    A radix sort of the depths rounded to float32, whose bits order positive numbers, then an insertion sort that
-    settles what rounding made equal.
+    A radix sort of the depths rounded to float32, whose bits order positive numbers, then of those that rounding made
+    equal by what it took away.
 
     Args:
         first: first image.
@@ -103,9 +104,8 @@ def sort_by_depth(first, end, splats, counts, count, order, visible, keys, spare
         for shift in range(0, 32, _DIGIT):
             sort_by_digit(shift, o, k, spare_o, spare_k, starts)
             o, spare_o, k, spare_k = spare_o, o, spare_k, k
-        for i in range(found):
-            order[begin + i] = o[i]  # after an odd number of passes `o` is the spare one
-        settle_ties(splats, order[begin : begin + found])
+        spare_o[:] = o  # `spare_o` is `order`: the number of passes is odd
+        settle_ties(splats, spare_o, k, o, spare_k, starts)
 
 
 @kernel
@@ -125,22 +125,48 @@ def sort_by_digit(shift, order, keys, to_order, to_keys, starts):
 
 
 @kernel
-def settle_ties(splats, order):
-    """Insertion sort by exact depth."""
-    if len(order) == 0:
-        return
-    before = splats[order[0], DEPTH]
-    for i in range(1, len(order)):
-        s = order[i]
-        depth = splats[s, DEPTH]
-        if depth >= before:
-            before = depth
+def settle_ties(splats, order, keys, spare_order, spare_keys, starts):
+    """Order by exact depth what has equal keys: a few by insertion, many by their bits."""
+    first = 0
+    for end in range(1, len(order) + 1):
+        if end < len(order) and keys[end] == keys[first]:
             continue
-        place = i
-        while place > 0 and splats[order[place - 1], DEPTH] > depth:
+        if end - first > _FEW:
+            sort_by_rest(
+                splats, order[first:end], keys[first:end], spare_order[first:end], spare_keys[first:end], starts
+            )  # fmt: skip
+        elif end - first > 1:
+            insert_by_depth(splats, order, first, end)
+        first = end
+
+
+@kernel
+def insert_by_depth(splats, order, first, end):
+    """Insertion sort of order[first:end] by exact depth."""
+    for i in range(first + 1, end):
+        s, place = order[i], i
+        while place > first and splats[order[place - 1], DEPTH] > splats[s, DEPTH]:
             order[place] = order[place - 1]
             place -= 1
         order[place] = s
+
+
+@kernel
+def sort_by_rest(splats, order, keys, spare_order, spare_keys, starts):
+    """Order depths that are equal in float32 by their distance from the least, which is below 2^30 steps of float64."""
+    single = np.empty(1, np.float64)
+    bits = single.view(np.uint64)
+    single[0] = np.inf
+    for s in order:
+        single[0] = min(single[0], splats[s, DEPTH])
+    least = bits[0]
+    for i in range(len(order)):
+        single[0] = splats[order[i], DEPTH]
+        keys[i] = bits[0] - least
+    sort_by_digit(0, order, keys, spare_order, spare_keys, starts)
+    sort_by_digit(_DIGIT, spare_order, spare_keys, order, keys, starts)
+    sort_by_digit(2 * _DIGIT, order, keys, spare_order, spare_keys, starts)
+    order[:] = spare_order
 
 
 @kernel

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 import torch
 
 from gsforge.core.cameras import Cameras
@@ -115,13 +116,15 @@ def test_tiles_list_their_splats_front_to_back(
     assert sorted(splats.entries[:, 1]) == list(range(len(splats.entries))), "two entries share a slot for their sums"
 
 
-def test_depths_are_sorted_exactly_and_ties_keep_their_order() -> None:
+@pytest.mark.parametrize("groups", [40, 1500], ids=["many ties at once", "few ties at once"])
+def test_depths_are_sorted_exactly_and_ties_keep_their_order(groups: int) -> None:
     images, count = 2, 3000
     generator = np.random.default_rng(0)
     # Groups that float32 cannot tell apart, and within a group depths that are equal in float64 as well.
-    groups = np.exp(generator.uniform(-20, 20, 40))
-    depths = generator.choice(groups, images * count) * (1 + 1e-9 * generator.integers(0, 8, images * count))
-    assert len(np.unique(depths.astype(np.float32))) < len(np.unique(depths)) / 4 < len(depths) / 8
+    group = generator.choice(np.exp(generator.uniform(-20, 20, groups)), images * count)
+    depths = group * (1 + 1e-9 * generator.integers(0, 8, images * count))
+    assert len(np.unique(depths.astype(np.float32))) < len(np.unique(depths)) / 2
+    assert len(np.unique(depths)) < len(depths)
     splats = np.full((images * count, SPLAT_COLUMNS), np.nan)
     splats[:, DEPTH] = depths
     counts = generator.integers(0, 3, images * count).astype(np.int32)
