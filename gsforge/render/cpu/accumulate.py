@@ -36,6 +36,7 @@ from gsforge.render.cpu.geometry import (
     to_camera,
 )
 from gsforge.render.cpu.tiles import (
+    FIRST_SLOT,
     GRAD_DEPTH,
     SUM_U,
     SUM_URR,
@@ -57,10 +58,10 @@ _V_MEAN, _V_AXES, _V_OPACITY, _V_QUAT, _V_SCALE, _END = (FREE + BLOCK * at for a
 
 
 @kernel
-def add_slots(first, end, slot_starts, counts, sums, totals):
+def add_slots(first, end, places, counts, sums, totals):
     """Add the rows of `sums` of each of the splats first..end-1 to its row of `totals`."""
     for s in range(first, end):
-        for slot in range(slot_starts[s], slot_starts[s] + counts[s]):
+        for slot in range(places[s, FIRST_SLOT], places[s, FIRST_SLOT] + counts[s]):
             for column in range(sums.shape[1]):
                 totals[s, column] += sums[slot, column]
 

@@ -7,9 +7,13 @@ import numpy as np
 from gsforge.render.cpu.prepare import pixels_between
 from gsforge.render.cpu.tiles import (
     DEPTH,
+    FIRST_ROW,
+    FIRST_SLOT,
+    FIRST_SPAN,
     HALF_HEIGHT,
     LOG_255,
     LOG_OPACITY,
+    ROWS,
     TILE_HEIGHT,
     TILE_WIDTH,
     A,
@@ -23,18 +27,28 @@ from gsforge.render.cpu.tiles import (
 _MARGIN = 1e-3  # px, as in `prepare.py`
 _DIGIT = 11  # bits of a pass of the radix sort
 _FEW = 32  # to be sorted by insertion
+_AHEAD = 32  # splats whose tiles are read at once
 
 
 @kernel
-def find_spans(first, end, splats, rows, span_starts, width, height, spans, counts):
+def sum_before(counts, places, column):
+    """Write the sum of all counts before each one to a column of `places`; returns the sum of all."""
+    total = 0
+    for s in range(len(counts)):
+        places[s, column] = total
+        total += counts[s]
+    return total
+
+
+@kernel
+def find_spans(first, end, splats, places, width, height, spans, counts):
     """Find, for the splats first..end-1, the tiles touched in each row of tiles.
 
     Args:
         first: first splat.
         end: splat after the last.
         splats: [S, 8].
-        rows: [S, 2] first row, number of rows.
-        span_starts: [S] where the rows of a splat begin in `spans`.
+        places: [S, 4].
         width: of the image.
         height: of the image.
         spans: [R, 2] written: first tile column, and the one after the last.
@@ -42,11 +56,11 @@ def find_spans(first, end, splats, rows, span_starts, width, height, spans, coun
     """
     for s in range(first, end):
         total = 0
-        for k in range(rows[s, 1]):
-            top = (rows[s, 0] + k) * TILE_HEIGHT
+        for k in range(places[s, ROWS]):
+            top = (places[s, FIRST_ROW] + k) * TILE_HEIGHT
             left, right = span_of_rows(splats, s, top + 0.5, min(top + TILE_HEIGHT, height) - 0.5)
             first_pixel, end_pixel = pixels_between(left, right, width)
-            span = span_starts[s] + k
+            span = places[s, FIRST_SPAN] + k
             spans[span, 0], spans[span, 1] = 0, 0
             if first_pixel < end_pixel:
                 spans[span, 0], spans[span, 1] = first_pixel // TILE_WIDTH, (end_pixel - 1) // TILE_WIDTH + 1
@@ -170,27 +184,26 @@ def sort_by_rest(splats, order, keys, spare_order, spare_keys, starts):
 
 
 @kernel
-def count_in_rows(first, end, rows, span_starts, spans, count, tiles_y, first_row, end_row, counts):
+def count_in_rows(first, end, places, spans, count, tiles_y, first_row, end_row, counts):
     """Count the tiles that the splats first..end-1 touch in the rows of tiles first_row..end_row-1 of all images."""
     for s in range(first, end):
         total = 0
-        row = s // count * tiles_y + rows[s, 0]
-        for k in range(rows[s, 1]):
+        row = s // count * tiles_y + places[s, FIRST_ROW]
+        for k in range(places[s, ROWS]):
             if (row + k >= first_row) & (row + k < end_row):
-                total += spans[span_starts[s] + k, 1] - spans[span_starts[s] + k, 0]
+                total += spans[places[s, FIRST_SPAN] + k, 1] - spans[places[s, FIRST_SPAN] + k, 0]
         counts[s] = total
 
 
 @kernel
-def count_splats_of_tiles(first, end, chunk_row, rows, span_starts, spans, count, tiles_x, tiles_y, tile_counts):
+def count_splats_of_tiles(first, end, chunk_row, places, spans, count, tiles_x, tiles_y, tile_counts):
     """Count the splats of each tile in some rows of tiles.
 
     Args:
         first: first row, counted from `chunk_row`.
         end: row after the last.
         chunk_row: row that the chunk begins with, numbered over all images.
-        rows: [S, 2].
-        span_starts: [S].
+        places: [S, 4].
         spans: [R, 2].
         count: splats of an image.
         tiles_x: tiles in a row.
@@ -200,9 +213,9 @@ def count_splats_of_tiles(first, end, chunk_row, rows, span_starts, spans, count
     first_row, end_row = chunk_row + first, chunk_row + end
     for image in range(first_row // tiles_y, (end_row - 1) // tiles_y + 1):
         for s in range(image * count, (image + 1) * count):
-            row = image * tiles_y + rows[s, 0]
-            for k in range(max(first_row - row, 0), min(rows[s, 1], end_row - row)):
-                span = span_starts[s] + k
+            row = image * tiles_y + places[s, FIRST_ROW]
+            for k in range(max(first_row - row, 0), min(places[s, ROWS], end_row - row)):
+                span = places[s, FIRST_SPAN] + k
                 tile = (row + k - chunk_row) * tiles_x
                 for column in range(spans[span, 0], spans[span, 1]):
                     tile_counts[tile + column] += 1
@@ -210,8 +223,7 @@ def count_splats_of_tiles(first, end, chunk_row, rows, span_starts, spans, count
 
 @kernel
 def fill_tiles(
-    first, end, chunk_row, rows, span_starts, spans, order, visible, slot_starts, count, tiles_x, tiles_y,
-    cursors, entries,
+    first, end, chunk_row, places, spans, order, visible, count, tiles_x, tiles_y, cursors, entries,
 ):  # fmt: skip
     """Write the entries of the tiles of some rows, front to back.
 
@@ -219,12 +231,10 @@ def fill_tiles(
         first: first row, counted from `chunk_row`.
         end: row after the last.
         chunk_row: row that the chunk begins with, numbered over all images.
-        rows: [S, 2].
-        span_starts: [S].
+        places: [S, 4].
         spans: [R, 2].
         order: [S] splats of each image front to back.
         visible: [I] number of them.
-        slot_starts: [S] where the slots of a splat begin: one for each tile of the chunk that it touches.
         count: splats of an image.
         tiles_x: tiles in a row.
         tiles_y: rows of an image.
@@ -232,19 +242,34 @@ def fill_tiles(
         entries: [M, 2] written: splat, slot.
     """
     first_row, end_row = chunk_row + first, chunk_row + end
+    heads = np.empty((_AHEAD, 7), np.int32)
     for image in range(first_row // tiles_y, (end_row - 1) // tiles_y + 1):
-        for i in range(image * count, image * count + visible[image]):
-            s = order[i]
-            row = image * tiles_y + rows[s, 0]
-            if (row >= end_row) | (row + rows[s, 1] <= first_row):
-                continue
-            slot = slot_starts[s]
-            for k in range(max(chunk_row - row, 0), min(rows[s, 1], end_row - row)):
-                span = span_starts[s] + k
-                if row + k >= first_row:
-                    tile = (row + k - chunk_row) * tiles_x
-                    for column in range(spans[span, 0], spans[span, 1]):
-                        place = cursors[tile + column]
-                        cursors[tile + column] = place + 1
-                        entries[place, 0], entries[place, 1] = s, slot + column - spans[span, 0]
-                slot += spans[span, 1] - spans[span, 0]
+        stop = image * count + visible[image]
+        for begin in range(image * count, stop, _AHEAD):
+            number = min(_AHEAD, stop - begin)
+            read_ahead(begin, number, places, spans, order, heads)
+            for i in range(number):
+                s, row, rows, slot = heads[i, 0], image * tiles_y + heads[i, 1], heads[i, 2], heads[i, 4]
+                left, right = heads[i, 5], heads[i, 6]
+                for k in range(min(rows, end_row - row)):
+                    if k > 0:
+                        left, right = spans[heads[i, 3] + k, 0], spans[heads[i, 3] + k, 1]
+                    if row + k >= first_row:
+                        tile = (row + k - chunk_row) * tiles_x
+                        for column in range(left, right):
+                            place = cursors[tile + column]
+                            cursors[tile + column] = place + 1
+                            entries[place, 0], entries[place, 1] = s, slot + column - left
+                    if row + k >= chunk_row:
+                        slot += right - left
+
+
+@kernel
+def read_ahead(begin, number, places, spans, order, heads):
+    """Write splat, place and first span of some splats: without a branch, the loads from far apart overlap."""
+    for i in range(number):
+        s = order[begin + i]
+        heads[i, 0], heads[i, 1], heads[i, 2] = s, places[s, FIRST_ROW], places[s, ROWS]
+        heads[i, 3], heads[i, 4] = places[s, FIRST_SPAN], places[s, FIRST_SLOT]
+    for i in range(number):
+        heads[i, 5], heads[i, 6] = spans[heads[i, 3], 0], spans[heads[i, 3], 1]

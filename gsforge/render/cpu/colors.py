@@ -20,11 +20,11 @@ from gsforge.render.cpu.harmonics import (
     differentiate_harmonics,
     evaluate_harmonics,
 )
-from gsforge.render.cpu.tiles import GRAD_RED, HALF, ZERO, kernel
+from gsforge.render.cpu.tiles import GRAD_RED, HALF, ROWS, ZERO, kernel
 
 
 @kernel
-def color_splats(first, end, means, sh, cameras, rows, colors):
+def color_splats(first, end, means, sh, cameras, places, colors):
     """Evaluate the spherical harmonics of the visible ones of the splats first..end-1, as their cameras see them.
 
     Args:
@@ -33,7 +33,7 @@ def color_splats(first, end, means, sh, cameras, rows, colors):
         means: [B, N, 3].
         sh: [B, N, K, 3].
         cameras: [I, 19].
-        rows: [S, 2] from `prepare_splats`.
+        places: [S, 4] from `prepare_splats`.
         colors: [S, 3] written where visible.
     """
     count, views = means.shape[1], len(cameras) // len(means)
@@ -43,7 +43,7 @@ def color_splats(first, end, means, sh, cameras, rows, colors):
         begin, stop = max(first - origin, 0), min(end - origin, count)
         for n in range(begin, stop):
             batch[size] = n
-            size += rows[origin + n, 1] > 0
+            size += places[origin + n, ROWS] > 0
             if size == BATCH or n == stop - 1:
                 color_batch(means, sh, image // views, cameras, image, batch, size, planes, colors, origin)
                 size = 0
@@ -82,11 +82,11 @@ def place_directions(means, scene, cameras, image, batch, size, planes):
 
 
 @kernel
-def copy_colors(first, end, given, repeat, rows, colors):
+def copy_colors(first, end, given, repeat, places, colors):
     """Take the colours of the visible ones of the splats first..end-1 as given, [scenes or images, N, 3]."""
     count = given.shape[1]
     for s in range(first, end):
-        if rows[s, 1] > 0:
+        if places[s, ROWS] > 0:
             image = s // count
             for channel in range(3):
                 colors[s, channel] = given[image // repeat, s - image * count, channel]

@@ -73,7 +73,7 @@ def _(
         shaped(images, 3, *size), shaped(images, 1, *size), shaped(images, 1, *size),
         shaped(images, features.shape[2], *size), shaped(images if contribution else 0, 1, *size),
         shaped(all_tiles, LANES), shaped(all_tiles, LANES),
-        shaped(number, 8, dtype=torch.float64), shaped(number, 3), shaped(number, 2, dtype=integer),
+        shaped(number, 8, dtype=torch.float64), shaped(number, 3), shaped(number, 4, dtype=integer),
         shaped(spans, 2, dtype=integer), shaped(number, dtype=integer), shaped(number, dtype=integer),
         shaped(images, dtype=torch.int64), shaped(tiles, dtype=torch.int64), shaped(entries, 2, dtype=integer),
     )  # fmt: skip

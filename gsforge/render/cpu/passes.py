@@ -11,7 +11,19 @@ from gsforge.render.cpu import accumulate, bin, differentiate, draw, geometry, p
 from gsforge.render.cpu.buffers import empty
 from gsforge.render.cpu.colors import color_splats, copy_colors, differentiate_colors
 from gsforge.render.cpu.threads import run, share
-from gsforge.render.cpu.tiles import LANES, LOG_255, MAX_ALPHA, SPLAT_COLUMNS, TILE_HEIGHT, TILE_WIDTH
+from gsforge.render.cpu.tiles import (
+    FIRST_ROW,
+    FIRST_SLOT,
+    FIRST_SPAN,
+    LANES,
+    LOG_255,
+    MAX_ALPHA,
+    PLACE_COLUMNS,
+    ROWS,
+    SPLAT_COLUMNS,
+    TILE_HEIGHT,
+    TILE_WIDTH,
+)
 from gsforge.render.types import RenderSettings
 
 Array = NDArray[Any]
@@ -92,8 +104,8 @@ class Splats:
     Attributes:
         table: [S, 8] float64.
         colors: [S, 3].
-        rows: [S, 2] int32 first row of tiles, number of rows.
-        spans: [R, 2] int32 tile columns touched in each of these rows.
+        places: [S, 4] int32.
+        spans: [R, 2] int32 tile columns touched in each of its rows.
         counts: [S] int32 tiles touched.
         order: [S] int32 front to back in each image.
         visible: [I] int64 number of them.
@@ -103,7 +115,7 @@ class Splats:
 
     table: Array
     colors: Array
-    rows: Array
+    places: Array
     spans: Array
     counts: Array
     order: Array
@@ -121,7 +133,7 @@ class Chunk:
         tiles: number of tiles.
         tile_starts: [tiles + 1] int64 where a tile begins in `entries`.
         entries: [M, 2] int32 splat and slot.
-        slot_starts: [S] int64.
+        places: [S, 4] int32, as in `Splats` but for the slots.
         counts: [S] int32 slots of each splat.
     """
 
@@ -129,7 +141,7 @@ class Chunk:
     tiles: int
     tile_starts: Array
     entries: Array
-    slot_starts: Array
+    places: Array
     counts: Array
 
 
@@ -262,7 +274,7 @@ def backward(scene: Scene, splats: Splats, rests: Array, lasts: Array, v: ImageG
             scene.feature_repeat, scene.limits, scene.tiles_x, scene.tiles_y, scene.backgrounds, rests, lasts,
             v.rgb, v.alpha, v.depth, v.features, v.loss, v.residuals, v.contribution, sums, v_backgrounds,
         )  # fmt: skip
-        run(accumulate.add_slots, len(totals), _SPLATS, chunk.slot_starts, chunk.counts, sums, totals)
+        run(accumulate.add_slots, len(totals), _SPLATS, chunk.places, chunk.counts, sums, totals)
     return _gradients(scene, splats, totals, v_backgrounds)
 
 
@@ -311,22 +323,23 @@ def _over_views(values: Array, given: Array) -> Array:
 def _prepare(scene: Scene) -> Splats:
     number, settings = scene.images * scene.count, scene.settings
     table = empty((number, SPLAT_COLUMNS), np.float64)
-    rows = empty((number, 2), np.int32)
+    places = empty((number, PLACE_COLUMNS), np.int32)
     run(
         prepare.prepare_splats, scene.images * -(-scene.count // geometry.BLOCK), _SPLATS // geometry.BLOCK,
         scene.means, scene.quats, scene.scales, scene.opacities, scene.cameras, scene.width, scene.height,
-        settings.eps2d, settings.near, settings.far, settings.radius_clip, settings.mode == "antialiased", table, rows,
+        settings.eps2d, settings.near, settings.far, settings.radius_clip, settings.mode == "antialiased",
+        table, places,
     )  # fmt: skip
     colors = empty((number, 3), scene.means.dtype)
     if len(scene.colors):
         repeat = scene.images // len(scene.colors)
-        run(copy_colors, number, _SPLATS, scene.colors, repeat, rows, colors)
+        run(copy_colors, number, _SPLATS, scene.colors, repeat, places, colors)
     else:
-        run(color_splats, number, _SPLATS, scene.means, scene.sh, scene.cameras, rows, colors)
-    spans = empty((int(rows[:, 1].sum()), 2), np.int32)
-    counts = empty((number,), np.int32)
-    span_starts = _starts(rows[:, 1])
-    run(bin.find_spans, number, _SPLATS, table, rows, span_starts, scene.width, scene.height, spans, counts)
+        run(color_splats, number, _SPLATS, scene.means, scene.sh, scene.cameras, places, colors)
+    rows = bin.sum_before(places[:, ROWS], places, FIRST_SPAN)
+    spans, counts = empty((rows, 2), np.int32), empty((number,), np.int32)
+    run(bin.find_spans, number, _SPLATS, table, places, scene.width, scene.height, spans, counts)
+    bin.sum_before(counts, places, FIRST_SLOT)
     order, spare_order = empty((number,), np.int32), empty((number,), np.int32)
     keys, spare_keys = empty((number,), np.uint32), empty((number,), np.uint32)
     visible = np.empty(scene.images, np.int64)
@@ -334,23 +347,24 @@ def _prepare(scene: Scene) -> Splats:
         bin.sort_by_depth, scene.images, 1, table, counts, scene.count, order, visible, keys, spare_order, spare_keys
     )  # fmt: skip
     unknown = np.empty(0, np.int64), np.empty((0, 2), np.int32)
-    return Splats(table, colors, rows, spans, counts, order, visible, *unknown)
+    return Splats(table, colors, places, spans, counts, order, visible, *unknown)
 
 
 def _chunks(scene: Scene, splats: Splats) -> Iterator[Chunk]:
     """Groups of rows of tiles with at most `MAX_ENTRIES` entries, or one row."""
     all_rows = scene.images * scene.tiles_y
     if len(splats.tile_starts):
-        slots = _starts(splats.counts), splats.counts
-        yield Chunk(0, all_rows * scene.tiles_x, splats.tile_starts, splats.entries, *slots)
+        yield Chunk(
+            0, all_rows * scene.tiles_x, splats.tile_starts, splats.entries, splats.places, splats.counts
+        )  # fmt: skip
         return
     if int(splats.counts.sum(dtype=np.int64)) <= MAX_ENTRIES:
         yield _chunk(scene, splats, 0, all_rows)
         return
     width = splats.spans[:, 1] - splats.spans[:, 0]
-    owner = np.repeat(np.arange(len(splats.rows)), splats.rows[:, 1])
-    within = np.arange(len(width)) - _starts(splats.rows[:, 1])[owner]
-    row = owner // scene.count * scene.tiles_y + splats.rows[owner, 0] + within
+    owner = np.repeat(np.arange(len(splats.places)), splats.places[:, ROWS])
+    within = np.arange(len(width)) - splats.places[owner, FIRST_SPAN]
+    row = owner // scene.count * scene.tiles_y + splats.places[owner, FIRST_ROW] + within
     entries_of_row = np.bincount(row, weights=width, minlength=all_rows).astype(np.int64)
     first, entries = 0, 0
     for row in range(all_rows):
@@ -362,37 +376,30 @@ def _chunks(scene: Scene, splats: Splats) -> Iterator[Chunk]:
 
 
 def _chunk(scene: Scene, splats: Splats, first_row: int, end_row: int) -> Chunk:
-    span_starts, counts = _starts(splats.rows[:, 1]), splats.counts
+    places, counts = splats.places, splats.counts
     sizes = scene.count, scene.tiles_x, scene.tiles_y
     if end_row - first_row < scene.images * scene.tiles_y:
         counts = empty(counts.shape, counts.dtype)
         run(
             bin.count_in_rows, len(counts), _SPLATS,
-            splats.rows, span_starts, splats.spans, scene.count, scene.tiles_y, first_row, end_row, counts,
+            places, splats.spans, scene.count, scene.tiles_y, first_row, end_row, counts,
         )  # fmt: skip
+        places = places.copy()
+        bin.sum_before(counts, places, FIRST_SLOT)
     # Every piece of work looks at all splats of its images: no more pieces than threads.
     grain = share(end_row - first_row) if len(counts) > _SPLATS else end_row - first_row
     tiles, origin = (end_row - first_row) * scene.tiles_x, first_row * scene.tiles_x
     tile_counts = np.zeros(tiles, np.int64)
     run(
         bin.count_splats_of_tiles, end_row - first_row, grain,
-        first_row, splats.rows, span_starts, splats.spans, *sizes, tile_counts,
+        first_row, places, splats.spans, *sizes, tile_counts,
     )  # fmt: skip
     tile_starts = np.zeros(tiles + 1, np.int64)
     np.cumsum(tile_counts, out=tile_starts[1:])
     entries = empty((int(tile_starts[-1]), 2), np.int32)
-    slot_starts = _starts(counts)
     run(
         bin.fill_tiles, end_row - first_row, grain,
-        first_row, splats.rows, span_starts, splats.spans, splats.order, splats.visible, slot_starts, *sizes,
+        first_row, places, splats.spans, splats.order, splats.visible, *sizes,
         tile_starts[:-1].copy(), entries,
     )  # fmt: skip
-    return Chunk(origin, tiles, tile_starts, entries, slot_starts, counts)
-
-
-def _starts(counts: Array) -> Array:
-    """Exclusive prefix sum, int64."""
-    starts = empty((len(counts),), np.int64)
-    starts[:1] = 0
-    np.cumsum(counts[:-1], out=starts[1:])
-    return starts
+    return Chunk(origin, tiles, tile_starts, entries, places, counts)

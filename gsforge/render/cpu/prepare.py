@@ -25,9 +25,11 @@ from gsforge.render.cpu.geometry import (
 )
 from gsforge.render.cpu.tiles import (
     DEPTH,
+    FIRST_ROW,
     HALF_HEIGHT,
     LOG_255,
     LOG_OPACITY,
+    ROWS,
     TILE_HEIGHT,
     A,
     B,
@@ -49,7 +51,7 @@ _OPACITY, _COMPENSATION, _LOG_OPACITY, _X, _Y, _A, _B, _C, _HALF_WIDTH, _HALF_HE
 @kernel
 def prepare_splats(
     first, end, means, quats, scales, opacities, cameras, width, height, eps2d, near, far, radius_clip, antialiased,
-    splats, rows,
+    splats, places,
 ):  # fmt: skip
     """Project the blocks first..end-1 of splats.
 
@@ -69,7 +71,7 @@ def prepare_splats(
         radius_clip: px.
         antialiased: whether opacities are compensated.
         splats: [S, 8] written where visible.
-        rows: [S, 2] written: first row of tiles touched, number of rows, 0 where not visible.
+        places: [S, 4] written: FIRST_ROW and ROWS.
     """
     count, views = means.shape[1], len(cameras) // len(means)
     blocks = (count + BLOCK - 1) // BLOCK
@@ -89,14 +91,14 @@ def prepare_splats(
         fit_ellipses(G, cameras, image)
         for i in range(number):
             s = image * count + begin + i
-            rows[s, 0], rows[s, 1] = 0, 0
+            places[s, FIRST_ROW], places[s, ROWS] = 0, 0
             z = G[CAM + 2 * BLOCK + i]
             if (
                 ((z > 0) & (z >= near) & (z <= far) & (G[DET + i] > 0))
                 & (opacities[scene, begin + i] * 255.0 >= 1) & (G[_OPACITY + i] * 255.0 >= 1)
                 and math.ceil(G[_RADIUS + i]) > radius_clip
             ):  # fmt: skip
-                write_splat(G, i, width, height, splats, rows, s)
+                write_splat(G, i, width, height, splats, places, s)
 
 
 @kernel
@@ -129,7 +131,7 @@ def fit_ellipses(G, cameras, image):
 
 
 @kernel
-def write_splat(G, i, width, height, splats, rows, s):
+def write_splat(G, i, width, height, splats, places, s):
     """Write the row of a splat, and the rows of tiles between its top and its bottom."""
     x, y = G[_X + i], G[_Y + i]
     splats[s, X], splats[s, Y], splats[s, A], splats[s, B], splats[s, C] = x, y, G[_A + i], G[_B + i], G[_C + i]
@@ -138,8 +140,8 @@ def write_splat(G, i, width, height, splats, rows, s):
     left, right = pixels_between(x - G[_HALF_WIDTH + i], x + G[_HALF_WIDTH + i], width)
     top, bottom = pixels_between(y - G[_HALF_HEIGHT + i], y + G[_HALF_HEIGHT + i], height)
     if (left < right) & (top < bottom):
-        rows[s, 0] = top // TILE_HEIGHT
-        rows[s, 1] = (bottom - 1) // TILE_HEIGHT + 1 - rows[s, 0]
+        places[s, FIRST_ROW] = top // TILE_HEIGHT
+        places[s, ROWS] = (bottom - 1) // TILE_HEIGHT + 1 - places[s, FIRST_ROW]
 
 
 @kernel

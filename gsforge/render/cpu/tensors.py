@@ -52,7 +52,7 @@ def draw(
         per_channel = residual.abs() if LOSSES[contribution][0] == "l1" else residual.square()
         loss = per_channel.sum(1, keepdim=True)
     saved = (
-        images.rests, images.lasts, splats.table, splats.colors, splats.rows, splats.spans, splats.counts,
+        images.rests, images.lasts, splats.table, splats.colors, splats.places, splats.spans, splats.counts,
         splats.order, splats.visible, splats.tile_starts, splats.entries,
     )  # fmt: skip
     others = map(torch.from_numpy, (images.alpha, images.depth, images.features))

@@ -19,6 +19,11 @@ LANES = TILE_WIDTH * TILE_HEIGHT  # pixels of a tile, numbered row by row
 X, Y, A, B, C, LOG_OPACITY, DEPTH, HALF_HEIGHT = range(8)
 SPLAT_COLUMNS = 8
 
+# Columns of the table of places, int32: the first row of tiles that a splat touches, the number of rows (0 where it is
+# not visible), where they begin in the list of spans, and where its slots begin, one for each tile.
+FIRST_ROW, ROWS, FIRST_SPAN, FIRST_SLOT = range(4)
+PLACE_COLUMNS = 4
+
 # Planes of the splats placed in a tile, GROUP values each, in one buffer: p and r at the corner of the tile, the slopes
 # of p and r, what is drawn, and the distance from the splat to the first pixel of the tile.
 GROUP = 32  # entries of a tile that are placed together

@@ -31,9 +31,9 @@ def inputs(degree: int, dtype: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 
 def color(bounds: list[int], means: Any, sh: Any, cameras: Any, visible: Any) -> np.ndarray:
     colors = np.full((SPLATS, 3), 7, sh.dtype)
-    rows = np.stack([np.zeros_like(visible), visible], axis=1)
+    places = np.stack([np.zeros_like(visible), visible, *[np.zeros_like(visible)] * 2], axis=1)
     for first, end in pairwise(bounds):
-        color_splats(first, end, means, sh, cameras, rows, colors)
+        color_splats(first, end, means, sh, cameras, places, colors)
     return colors
 
 
