@@ -50,10 +50,5 @@ def empty(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
     size = math.prod(shape) * kind.itemsize
     if size < _SMALLEST:
         return np.empty(shape, kind)
-    return np.asarray(_Block(_rounded(size)))[:size].view(kind).reshape(shape)
-
-
-def _rounded(size: int) -> int:
-    """The next of eight sizes between two powers of two: lengths that differ a little share their blocks."""
-    step = 1 << (size.bit_length() - 4)
-    return -(-size // step) * step
+    # Powers of two, so that arrays of about the same length share blocks; pages that nothing touches cost nothing.
+    return np.asarray(_Block(1 << (size - 1).bit_length()))[:size].view(kind).reshape(shape)

@@ -81,4 +81,4 @@ def test_chunks_bound_the_memory(
     peak()  # what the first call keeps, the compiled kernels
     at_once = peak()
     monkeypatch.setattr(passes, "MAX_ENTRIES", 20_000)
-    assert peak() < 0.4 * at_once
+    assert peak() < 0.5 * at_once
