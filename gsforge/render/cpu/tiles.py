@@ -4,6 +4,7 @@ A "splat" is a Gaussian seen by one camera, numbered (image, Gaussian). In float
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 from numba import njit
@@ -40,13 +41,31 @@ GRAD_FEATURES = 11  # and as many as there are features
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
-def kernel(function):
-    """Compile a function without the interpreter lock, once for each machine; division by zero is not an error.
+def stamp_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """What tells two versions of the kernels apart.
 
-    Numba looks at the file of a kernel, not at those it imports, to see whether it must compile again: after a change
-    to this file or to a function that another file calls, `make clean` or touch the callers.
+    Args:
+        folder: with the Python files.
+
+    Returns:
+        Name, time of change and size of each file.
     """
-    return njit(nogil=True, cache=True, fastmath=_FASTMATH, error_model="numpy")(function)
+    return tuple(
+        (path.name, status.st_mtime_ns, status.st_size)
+        for path in sorted(folder.glob("*.py"))
+        for status in [path.stat()]
+    )
+
+
+_STAMP = stamp_of(Path(__file__).parent)
+
+
+def kernel(function):
+    """Compile a function without the interpreter lock, once for each machine; division by zero is not an error."""
+    compiled = njit(nogil=True, cache=True, fastmath=_FASTMATH, error_model="numpy")(function)
+    # Numba looks at the file of a kernel alone to see whether it must compile again; a kernel also holds what it calls.
+    compiled._cache._cache_file._source_stamp = _STAMP
+    return compiled
 
 
 MAX_ALPHA = 0.999

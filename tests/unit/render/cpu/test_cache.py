@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from gsforge.render.cpu import draw, tiles
+
 # Draws, goes back, and counts what all kernels have compiled and what they have loaded.
 PROGRAM = """
 import json, logging, sys
@@ -50,3 +52,14 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
     second, _ = draw_in_a_process(tmp_path)
     assert second["compiled"] == []
     assert {"draw_tiles", "differentiate_tiles", "differentiate_colors"} <= set(second["loaded"])
+
+
+def test_a_change_of_any_file_compiles_all_kernels_again(tmp_path: Path) -> None:
+    files = {name for name, _, _ in draw.draw_tiles._cache._cache_file._source_stamp}
+    assert {"tiles.py", "draw.py", "harmonics.py"} <= files
+    (tmp_path / "one.py").write_text("1")
+    (tmp_path / "other.py").write_text("2")
+    before = tiles.stamp_of(tmp_path)
+    assert tiles.stamp_of(tmp_path) == before
+    (tmp_path / "other.py").write_text("22")
+    assert tiles.stamp_of(tmp_path) != before
