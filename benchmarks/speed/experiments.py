@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from benchmarks.speed.measure import Rounds, peak_memory, take_turns
+from benchmarks.speed.measure import Rounds, parallel_gain, peak_memory, take_turns
 from benchmarks.speed.peers import ATTRIBUTES, Contender, Render, check, count_pairs, own, step
 from benchmarks.speed.results import CellResult, ContributionResult, ScalingResult
 from benchmarks.speed.scenes import Cell, Scene, make_scene
@@ -97,4 +97,4 @@ def scaling(ours: Contender, rounds: Rounds, cell: Cell) -> ScalingResult:
     before = torch.get_num_threads()
     timings = take_turns({threads: partial(step_with, threads) for threads in counts}, rounds)
     torch.set_num_threads(before)
-    return ScalingResult(cell, timings)
+    return ScalingResult(cell, timings, parallel_gain(counts[-1]))

@@ -8,7 +8,9 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -149,7 +151,28 @@ def peak_gflops() -> float:
     return 2 * _LANES * _STEPS / min(times) / 1e9
 
 
-@njit(fastmath={"contract"}, cache=True)
+def parallel_gain(threads: int) -> float:
+    """What the machine gives at best: arithmetic in registers, as much in each thread.
+
+    Args:
+        threads: number of threads.
+
+    Returns:
+        How many times as much is done in the same time as with one.
+    """
+
+    def multiply_add(_: int) -> None:
+        _multiply_add(np.float32(0.9), np.float32(0.1), _STEPS)
+
+    def work(pool: ThreadPoolExecutor, count: int) -> None:
+        list(pool.map(multiply_add, range(count)))
+
+    with ThreadPoolExecutor(threads) as pool:
+        timings = take_turns({count: partial(work, pool, count) for count in (1, threads)}, Rounds(9, 9, 0))
+    return threads * timings[1].wall_ms / timings[threads].wall_ms
+
+
+@njit(fastmath={"contract"}, cache=True, nogil=True)
 def _multiply_add(factor: Any, summand: Any, steps: int) -> Any:
     """Independent chains, few enough to stay in registers and enough to hide the latency."""
     chains = np.ones(_LANES, np.float32)

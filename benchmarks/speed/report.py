@@ -189,16 +189,23 @@ def _scaling(results: Results) -> Sheet:
     counts = list(results.scaling[0].step)
     return Sheet(
         "Our forward and backward over threads",
-        ["scene", *(f"{count} thread{'s' if count > 1 else ''}, ms of CPU (wall)" for count in counts), "speed-up"],
+        [
+            "scene",
+            *(f"{count} thread{'s' if count > 1 else ''}, ms of CPU (wall)" for count in counts),
+            "speed-up",
+            "at best",
+        ],
         [
             [
                 str(result.cell),
                 *(_ms(result.step[count]) for count in counts),
                 f"{result.step[counts[0]].wall_ms / result.step[counts[-1]].wall_ms:.2f}",
+                f"{result.gain:.2f}",
             ]
             for result in results.scaling
         ],
-        "Speed-up: wall time with one thread over wall time with all.",
+        "Speed-up: wall time with one thread over wall time with all. At best: what as many threads give to arithmetic "
+        "that needs no memory, measured just after; below their number where others use the cores.",
     )
 
 

@@ -78,10 +78,12 @@ class ScalingResult:
     Attributes:
         cell: what was drawn.
         step: time by number of threads.
+        gain: what the largest number of threads gives at best, see `measure.parallel_gain`.
     """
 
     cell: Cell
     step: dict[int, Timing]
+    gain: float
 
 
 @dataclass(frozen=True)

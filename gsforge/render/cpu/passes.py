@@ -292,7 +292,9 @@ def _gradients(scene: Scene, splats: Splats, totals: Array, v_backgrounds: Array
         v_means, v_quats, v_scales, v_opacities, v_cameras,
     )  # fmt: skip
     v_sh = empty(scene.sh.shape, real)
-    if len(scene.colors) == 0:
+    if len(scene.colors):
+        v_sh.fill(0)
+    else:
         run(
             differentiate_colors, groups, _GROUPS,
             scene.means, scene.sh, scene.cameras, splats.colors, splats.counts, totals, v_sh, v_means, v_cameras,
