@@ -47,12 +47,12 @@ from gsforge.render.cpu.tiles import (
 
 # Planes of the state of a tile, as in `draw.py`. V_* is the incoming gradient; BEHIND the image behind dotted with it,
 # less that of alpha, which is the same for all splats. P, R, U and WEIGHT are of the splat at hand.
-# For the contribution: RESIDUAL_* the residual or its like, LOSS the incoming gradient of the loss image, BACK_* the
-# colour behind. V_FEATURES is the first of as many planes as there are features.
+# For the contribution: RESIDUAL_* the residual or its like, KEPT the sum of its amounts, LOSS the incoming gradient of
+# the loss image, BACK_* the colour behind. V_FEATURES is the first of as many planes as there are features.
 (
     _T, _LAST, _BEHIND, _V_RED, _V_GREEN, _V_BLUE, _V_DEPTH, _P, _R, _U, _WEIGHT, _ALPHA,
-    _LOSS, _RESIDUAL, _RESIDUAL_1, _RESIDUAL_2, _BACK, _BACK_1, _BACK_2, _V_FEATURES,
-) = (plane * LANES for plane in range(20))  # fmt: skip
+    _LOSS, _RESIDUAL, _RESIDUAL_1, _RESIDUAL_2, _KEPT, _BACK, _BACK_1, _BACK_2, _V_FEATURES,
+) = (plane * LANES for plane in range(21))  # fmt: skip
 
 NO_LOSS, L1, L2, FIRST_ORDER = range(4)
 
@@ -133,8 +133,7 @@ def sum_l1_contribution(Z, top, rows, placed, e):
         Z[i + _BACK_1] += alpha * y
         Z[i + _BACK_2] += alpha * z
         u, v, w = Z[i + _RESIDUAL], Z[i + _RESIDUAL_1], Z[i + _RESIDUAL_2]
-        kept = abs(u) + abs(v) + abs(w)
-        total += loss * (kept - abs(u - weight * x) - abs(v - weight * y) - abs(w - weight * z))
+        total += loss * (Z[i + _KEPT] - abs(u - weight * x) - abs(v - weight * y) - abs(w - weight * z))
     return total
 
 
@@ -289,6 +288,8 @@ def load_residual(Z, image, x0, y0, backgrounds, v_loss, residuals):
         read_plane(Z, _RESIDUAL + channel * LANES, x0, y0, residuals, image, channel)
         for i in range(LANES):
             Z[i + _BACK + channel * LANES] = backgrounds[image, channel]
+    for i in range(LANES):
+        Z[i + _KEPT] = abs(Z[i + _RESIDUAL]) + abs(Z[i + _RESIDUAL_1]) + abs(Z[i + _RESIDUAL_2])
 
 
 @kernel

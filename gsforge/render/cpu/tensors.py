@@ -49,7 +49,7 @@ def draw(
         loss = rgb.new_empty(0, 1, height, width)
     else:
         residual = rgb - target
-        per_channel = residual.abs() if LOSSES[contribution][0] == "l1" else residual.square()
+        per_channel = residual.abs_() if LOSSES[contribution][0] == "l1" else residual.square_()
         loss = per_channel.sum(1, keepdim=True)
     saved = (
         images.rests, images.lasts, splats.table, splats.colors, splats.places, splats.spans, splats.counts,
@@ -88,9 +88,9 @@ def differentiate(
         kind = FIRST_ORDER if estimate == "first_order" else (L1 if loss == "l1" else L2)
         residuals = rgb - target
         if loss == "l2":
-            residuals = 2 * residuals
+            residuals *= 2
         elif kind == FIRST_ORDER:
-            residuals = residuals.sign()
+            residuals.sign_()
     rests, lasts, *splats = map(_array, saved)
 
     def incoming(v: Tensor | None, channels: int) -> Array:
