@@ -87,11 +87,12 @@ def take_turns(tasks: Mapping[Key, Callable[[], object]], rounds: Rounds) -> dic
     repeats = rounds.fit(time.perf_counter() - started)
     samples: dict[Key, list[tuple[float, float, float]]] = {key: [] for key in tasks}
     gc.collect()
-    gc.freeze()  # else each collection goes through all modules, takes longer than a task, and empties the caches
+    gc.disable()  # a collection takes as long as a short task, and empties the caches of the interpreter
     for _ in range(repeats):
         for key, task in tasks.items():
             samples[key].append(_once(task))
-    gc.unfreeze()
+    gc.enable()
+    gc.collect()
     return {key: _medians(rows) for key, rows in samples.items()}
 
 
@@ -102,7 +103,6 @@ def _medians(samples: list[tuple[float, float, float]]) -> Timing:
 
 def _once(task: Callable[[], object]) -> tuple[float, float, float]:
     """Seconds of CPU, wall and shim."""
-    gc.collect()
     shim_before, cpu, wall = shim.clock.seconds, time.process_time(), time.perf_counter()
     task()
     return time.process_time() - cpu, time.perf_counter() - wall, shim.clock.seconds - shim_before

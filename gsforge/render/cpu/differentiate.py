@@ -206,11 +206,11 @@ def differentiate_tiles(
         backgrounds: [I, 3].
         rests: [tiles of all images, 128] transmittance behind everything.
         lasts: [tiles of all images, 128] entries of the tile before the one that stopped the pixel, or all.
-        v_rgb: [I, 3, H, W] incoming gradient, and so on.
+        v_rgb: [I, 3, H, W] incoming gradient, as the next ones; one without channels stands for zero.
         v_alpha: [I, 1, H, W].
         v_depth: [I, 1, H, W].
         v_features: [I, F, H, W].
-        v_loss: [I, 1, H, W], empty without contribution.
+        v_loss: [I, 1, H, W].
         residuals: [I, 3, H, W] rgb - target for L1, the slope dL/dr for L2 and first order, empty without contribution.
         contribution: NO_LOSS, L1, L2 or FIRST_ORDER.
         sums: [M, 11 + F] written, at the slots of the entries.
@@ -294,9 +294,11 @@ def load_residual(Z, image, x0, y0, backgrounds, v_loss, residuals):
 
 @kernel
 def read_plane(Z, plane, x0, y0, images, image, channel):
-    """Copy one channel of an image to a plane of the state of a tile; beyond the image lies zero."""
+    """Copy one channel of an image to a plane of the state of a tile; beyond the image and its channels lies zero."""
     width, height = images.shape[3] - x0, images.shape[2] - y0
-    if (width >= TILE_WIDTH) & (height >= TILE_HEIGHT):
+    if channel >= images.shape[1]:
+        Z[plane : plane + LANES] = ZERO
+    elif (width >= TILE_WIDTH) & (height >= TILE_HEIGHT):
         for y in range(TILE_HEIGHT):
             for x in range(TILE_WIDTH):  # of a known length: one instruction
                 Z[plane + y * TILE_WIDTH + x] = images[image, channel, y0 + y, x0 + x]

@@ -168,14 +168,14 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageGradients:
-    """Incoming gradients, shaped as the images; for the contribution see `differentiate_tiles`.
+    """Incoming gradients, shaped as the images, or without channels for zero; `differentiate_tiles` says more.
 
     Attributes:
         rgb: [I, 3, H, W].
         alpha: [I, 1, H, W].
         depth: [I, 1, H, W].
         features: [I, F, H, W].
-        loss: [I, 1, H, W] or empty.
+        loss: [I, 1, H, W].
         residuals: [I, 3, H, W] or empty.
         contribution: one of NO_LOSS, L1, L2, FIRST_ORDER.
     """

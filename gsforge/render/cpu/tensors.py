@@ -93,15 +93,15 @@ def differentiate(
             residuals.sign_()
     rests, lasts, *splats = map(_array, saved)
 
-    def incoming(v: Tensor | None, channels: int) -> Array:
-        return _array(rgb.new_zeros(len(rgb), channels, height, width) if v is None else v.to(rgb.dtype))
+    def incoming(v: Tensor | None) -> Array:
+        return _array(rgb.new_empty(len(rgb), 0, height, width) if v is None else v.to(rgb.dtype))
 
     v = ImageGradients(
-        rgb=incoming(v_rgb, 3),
-        alpha=incoming(v_alpha, 1),
-        depth=incoming(v_depth, 1),
-        features=incoming(v_features, scene.features.shape[2]),
-        loss=incoming(v_loss if kind != NO_LOSS else None, 1),
+        rgb=incoming(v_rgb),
+        alpha=incoming(v_alpha),
+        depth=incoming(v_depth),
+        features=incoming(v_features),
+        loss=incoming(v_loss if kind != NO_LOSS else None),
         residuals=_array(residuals),
         contribution=kind,
     )
