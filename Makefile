@@ -28,7 +28,7 @@ $(SETUP): pyproject.toml constraints.txt
 demo: $(SETUP) ## from nothing to a trained, resumed, reported model (12 minutes on 2 cores)
 	$(BIN)/python -m benchmarks.demo
 
-bench: $(SETUP) ## speed of the renderer on the CPU against gsplat (15 minutes)
+bench: $(SETUP) ## speed of the renderer on the CPU against gsplat (under 10 minutes)
 	$(BIN)/python -m benchmarks.speed.rasterize
 
 lint: $(SETUP) ## style, types and layer contracts

@@ -45,9 +45,8 @@ from gsforge.render.cpu.tiles import (
     kernel,
 )
 
-GROUP = (
-    32 * BLOCK
-)  # Gaussians whose share in the camera gradients is summed together; not the number of threads decides
+# Gaussians whose share in the camera gradients is summed together, whatever the number of threads.
+GROUP = 32 * BLOCK
 
 # Planes behind those of `geometry.py`. Of a splat: whether it was drawn, the sums over its pixels in the order of
 # their columns, its columns A, B, C; gradients by the axes and the position in the camera, row by row, and by the

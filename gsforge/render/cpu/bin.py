@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from gsforge.render.cpu.prepare import pixels_between
+from gsforge.render.cpu.prepare import MARGIN, pixels_between
 from gsforge.render.cpu.tiles import (
     DEPTH,
     FIRST_ROW,
@@ -13,6 +13,7 @@ from gsforge.render.cpu.tiles import (
     HALF_HEIGHT,
     LOG_255,
     LOG_OPACITY,
+    PLACE_COLUMNS,
     ROWS,
     TILE_HEIGHT,
     TILE_WIDTH,
@@ -24,10 +25,11 @@ from gsforge.render.cpu.tiles import (
     kernel,
 )
 
-_MARGIN = 1e-3  # px, as in `prepare.py`
 _DIGIT = 11  # bits of a pass of the radix sort
 _FEW = 32  # to be sorted by insertion
 _AHEAD = 32  # splats whose tiles are read at once
+# What is read of each: its number, its place behind it column by column, and its first span.
+_SPLAT, _PLACE, _LEFT, _RIGHT = 0, 1, 5, 6
 
 
 @kernel
@@ -80,7 +82,7 @@ def span_of_rows(splats, s, low, high):
     right, left = min(max(at, low), high), min(max(-at, low), high)
     half_right = math.sqrt(max(reach - c * c * right * right, 0.0))
     half_left = math.sqrt(max(reach - c * c * left * left, 0.0))
-    return splats[s, X] + (-half_left - b * left) / a - _MARGIN, splats[s, X] + (half_right - b * right) / a + _MARGIN
+    return splats[s, X] + (-half_left - b * left) / a - MARGIN, splats[s, X] + (half_right - b * right) / a + MARGIN
 
 
 @kernel
@@ -249,11 +251,12 @@ def fill_tiles(
             number = min(_AHEAD, stop - begin)
             read_ahead(begin, number, places, spans, order, heads)
             for i in range(number):
-                s, row, rows, slot = heads[i, 0], image * tiles_y + heads[i, 1], heads[i, 2], heads[i, 4]
-                left, right = heads[i, 5], heads[i, 6]
+                s, row, rows = heads[i, _SPLAT], image * tiles_y + heads[i, _PLACE + FIRST_ROW], heads[i, _PLACE + ROWS]
+                span, slot = heads[i, _PLACE + FIRST_SPAN], heads[i, _PLACE + FIRST_SLOT]
+                left, right = heads[i, _LEFT], heads[i, _RIGHT]
                 for k in range(min(rows, end_row - row)):
                     if k > 0:
-                        left, right = spans[heads[i, 3] + k, 0], spans[heads[i, 3] + k, 1]
+                        left, right = spans[span + k, 0], spans[span + k, 1]
                     if row + k >= first_row:
                         tile = (row + k - chunk_row) * tiles_x
                         for column in range(left, right):
@@ -269,7 +272,9 @@ def read_ahead(begin, number, places, spans, order, heads):
     """Write splat, place and first span of some splats: without a branch, the loads from far apart overlap."""
     for i in range(number):
         s = order[begin + i]
-        heads[i, 0], heads[i, 1], heads[i, 2] = s, places[s, FIRST_ROW], places[s, ROWS]
-        heads[i, 3], heads[i, 4] = places[s, FIRST_SPAN], places[s, FIRST_SLOT]
+        heads[i, _SPLAT] = s
+        for column in range(PLACE_COLUMNS):
+            heads[i, _PLACE + column] = places[s, column]
     for i in range(number):
-        heads[i, 5], heads[i, 6] = spans[heads[i, 3], 0], spans[heads[i, 3], 1]
+        span = heads[i, _PLACE + FIRST_SPAN]
+        heads[i, _LEFT], heads[i, _RIGHT] = spans[span, 0], spans[span, 1]

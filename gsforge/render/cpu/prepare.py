@@ -40,7 +40,7 @@ from gsforge.render.cpu.tiles import (
 )
 
 _MAX_EXTENT = 3.33  # standard deviations; only for the radius that is compared with radius_clip
-_MARGIN = 1e-3  # px: what is drawn is decided in the tiles, not by the culling
+MARGIN = 1e-3  # px: what is drawn is decided in the tiles, not by the culling
 
 # Planes behind those of `geometry.py`: opacity, its factor in the antialiased mode, its logarithm, and the ellipse.
 _OPACITY, _COMPENSATION, _LOG_OPACITY, _X, _Y, _A, _B, _C, _HALF_WIDTH, _HALF_HEIGHT, _RADIUS, _END = (
@@ -125,8 +125,8 @@ def fit_ellipses(G, cameras, image):
         G[i + _B] = -along * G[i + COV_XY]
         G[i + _C] = math.sqrt(0.5 / yy)
         reach = 2 * (LOG_255 + G[i + _LOG_OPACITY])  # in squared standard deviations
-        G[i + _HALF_WIDTH] = math.sqrt(reach * xx) + _MARGIN
-        G[i + _HALF_HEIGHT] = math.sqrt(reach * yy) + _MARGIN
+        G[i + _HALF_WIDTH] = math.sqrt(reach * xx) + MARGIN
+        G[i + _HALF_HEIGHT] = math.sqrt(reach * yy) + MARGIN
         G[i + _RADIUS] = min(math.sqrt(reach), _MAX_EXTENT) * math.sqrt(max(xx, yy))
 
 
