@@ -9,9 +9,10 @@ from torch import Tensor
 from gsforge.core.cameras import Cameras
 from gsforge.core.gaussians import Gaussians
 from gsforge.render.checks import check_values
+from gsforge.render.cpu.arrays import Array, ImageGradients, Scene, Splats
 from gsforge.render.cpu.differentiate import FIRST_ORDER, L1, L2, NO_LOSS
 from gsforge.render.cpu.geometry import CAMERA_COLUMNS, CENTER, FX, ROTATION, TRANSLATION
-from gsforge.render.cpu.passes import Array, ImageGradients, Scene, Splats, backward, forward
+from gsforge.render.cpu.passes import backward, forward
 from gsforge.render.cpu.warm import warm_up
 from gsforge.render.types import Contribution, Estimate, PixelLoss, RenderInputs, RenderSettings
 

@@ -6,9 +6,10 @@ from threading import Timer
 
 import numpy as np
 
+from gsforge.render.cpu.arrays import ImageGradients, Scene
 from gsforge.render.cpu.differentiate import L1
 from gsforge.render.cpu.geometry import CAMERA_COLUMNS, FX, FY, TRANSLATION
-from gsforge.render.cpu.passes import ImageGradients, Scene, backward, forward
+from gsforge.render.cpu.passes import backward, forward
 from gsforge.render.types import RenderSettings
 
 _PATIENCE = 2.0  # seconds; loading compiled kernels from the cache takes less

@@ -10,7 +10,8 @@ from gsforge.core.cameras import Cameras
 from gsforge.core.gaussians import Gaussians
 from gsforge.render import RenderSettings
 from gsforge.render.cpu import bin
-from gsforge.render.cpu.passes import Array, Scene, Splats, forward
+from gsforge.render.cpu.arrays import Array, Scene, Splats
+from gsforge.render.cpu.passes import forward
 from gsforge.render.cpu.tiles import (
     DEPTH,
     GROUP,
