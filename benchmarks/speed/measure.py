@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numba import njit
@@ -21,6 +21,13 @@ from benchmarks.speed import shim
 
 Key = TypeVar("Key", bound=Hashable)
 _LANES, _STEPS = 96, 2_000_000
+_TURN = 0.05  # seconds at least, so that a short task runs as in a loop of its own
+
+
+class _Seconds(NamedTuple):
+    cpu: float
+    wall: float
+    shim: float
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians over the rounds.
+    """Of one call, medians over the rounds.
 
     Attributes:
         cpu_ms: time of all threads of the process.
@@ -75,37 +82,45 @@ def take_turns(tasks: Mapping[Key, Callable[[], object]], rounds: Rounds) -> dic
     """Time tasks that alternate, so that whatever slows the machine down slows all of them.
 
     Args:
-        tasks: each is called once to warm up, and then once a round.
+        tasks: each is called once to warm up, and then has one turn in each round.
         rounds: how often.
 
     Returns:
-        The time of each.
+        The time of a call of each.
     """
-    started = time.perf_counter()
-    for task in tasks.values():
-        task()
-    repeats = rounds.fit(time.perf_counter() - started)
-    samples: dict[Key, list[tuple[float, float, float]]] = {key: [] for key in tasks}
+    one_round = sum(max(_turn(task).wall, _TURN) for task in tasks.values())
+    repeats = rounds.fit(one_round)
+    samples: dict[Key, list[_Seconds]] = {key: [] for key in tasks}
     gc.collect()
     gc.disable()  # a collection takes as long as a short task, and empties the caches of the interpreter
     for _ in range(repeats):
         for key, task in tasks.items():
-            samples[key].append(_once(task))
+            samples[key].append(_turn(task))
     gc.enable()
     gc.collect()
     return {key: _medians(rows) for key, rows in samples.items()}
 
 
-def _medians(samples: list[tuple[float, float, float]]) -> Timing:
+def _medians(samples: list[_Seconds]) -> Timing:
     cpu, wall, shim_part = (1e3 * statistics.median(column) for column in zip(*samples, strict=True))
     return Timing(cpu, wall, shim_part, len(samples))
 
 
-def _once(task: Callable[[], object]) -> tuple[float, float, float]:
-    """Seconds of CPU, wall and shim."""
-    shim_before, cpu, wall = shim.clock.seconds, time.process_time(), time.perf_counter()
-    task()
-    return time.process_time() - cpu, time.perf_counter() - wall, shim.clock.seconds - shim_before
+def _turn(task: Callable[[], object]) -> _Seconds:
+    """Seconds of a call: the mean of those that fit into a turn, without the first, which finds the caches of another
+    task; of that one call where a turn has no room for two.
+    """
+    marks = [_now()]
+    while len(marks) < 2 or marks[-1].wall - marks[0].wall < _TURN:
+        task()
+        marks.append(_now())
+    start = marks[0] if len(marks) == 2 else marks[1]
+    calls = max(len(marks) - 2, 1)
+    return _Seconds(*((after - before) / calls for before, after in zip(start, marks[-1], strict=True)))
+
+
+def _now() -> _Seconds:
+    return _Seconds(time.process_time(), time.perf_counter(), shim.clock.seconds)
 
 
 def peak_memory(task: Callable[[], object]) -> float | None:

@@ -107,7 +107,7 @@ def _times(results: Results) -> Sheet:
         "Milliseconds of CPU (wall)",
         ["scene", "", "forward", "forward+backward", "rounds", "MB added"],
         rows,
-        "Medians over rounds in which the contenders take turns. MB: what forward+backward adds at its peak.",
+        "One call each, medians over rounds in turns. MB: what forward+backward adds at its peak.",
     )
 
 

@@ -39,6 +39,7 @@ from gsforge.render.cpu.tiles import (
     TILE_HEIGHT,
     TILE_WIDTH,
     ZERO,
+    box_above,
     exp_minus,
     kernel,
     place_splats,
@@ -230,7 +231,8 @@ def differentiate_tiles(
         clear_sums(end_drawn, stop, entries, sums)
         for end_of_group in range(end_drawn, start, -GROUP):
             group = max(end_of_group - GROUP, start)
-            place_splats(group, end_of_group, entries, splats, colors, x0, y0, placed, extents)
+            box = box_above(Z, _LAST, np.float32(group - start))
+            place_splats(group, end_of_group, entries, splats, colors, x0, y0, box, placed, extents)
             clear_sums(group, end_of_group, entries, sums)  # far apart in memory: now the caches fetch all at once
             for e in range(end_of_group - group - 1, -1, -1):
                 slot, top, number = entries[group + e, 1], extents[e], extents[e + GROUP]

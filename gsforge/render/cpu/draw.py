@@ -20,6 +20,7 @@ from gsforge.render.cpu.tiles import (
     TILE_HEIGHT,
     TILE_WIDTH,
     ZERO,
+    box_above,
     exp_minus,
     kernel,
     place_splats,
@@ -111,15 +112,16 @@ def draw_tiles(
         begin_tile(Z, rgb.shape[3] - x0, rgb.shape[2] - y0)
         start, stop = tile_starts[tile - first_tile], tile_starts[tile - first_tile + 1]
         for group in range(start, stop, GROUP):
+            box = box_above(Z, _T, ZERO)
+            if box[0] > box[1]:  # no pixel takes any more
+                break
             end_of_group = min(group + GROUP, stop)
-            place_splats(group, end_of_group, entries, splats, colors, x0, y0, placed, extents)
+            place_splats(group, end_of_group, entries, splats, colors, x0, y0, box, placed, extents)
             for e in range(end_of_group - group):
                 draw_splat(Z, extents[e], extents[e + GROUP], placed, e, np.float32(group - start + e + 1), limits)
                 if channels > 0:
                     n = entries[group + e, 0] - image * splats_of_image
                     draw_features(Z, extents[e], extents[e + GROUP], features, image // feature_repeat, n)
-            if is_full(Z):
-                break
         keep_tile(Z, tile, stop - start, rests, lasts)
         finish_tile(Z, image, x0, y0, backgrounds, rgb, alpha, depth, feature_images)
 
@@ -131,15 +133,6 @@ def begin_tile(Z, width, height):
     for y in range(min(TILE_HEIGHT, height)):
         for x in range(min(TILE_WIDTH, width)):
             Z[_T + y * TILE_WIDTH + x] = ONE
-
-
-@kernel
-def is_full(Z):
-    """Whether no pixel of the tile takes any more."""
-    taking = ZERO
-    for i in range(LANES):
-        taking += np.float32(Z[i + _T] > ZERO)
-    return taking == ZERO
 
 
 @kernel

@@ -113,7 +113,19 @@ def tile_origin(tile, tiles_x, tiles_y):
 
 
 @kernel
-def place_splats(first, end, entries, splats, colors, x0, y0, placed, extents):
+def box_above(Z, plane, least):
+    """First and last column and row with a value above `least` in a plane of the state of a tile; empty without one."""
+    left, right, top, bottom = TILE_WIDTH, -1, TILE_HEIGHT, -1
+    for y in range(TILE_HEIGHT):
+        for x in range(TILE_WIDTH):
+            above = Z[plane + y * TILE_WIDTH + x] > least
+            left, right = min(left, x if above else TILE_WIDTH), max(right, x if above else -1)
+            top, bottom = min(top, y if above else TILE_HEIGHT), max(bottom, y if above else -1)
+    return left, right, top, bottom
+
+
+@kernel
+def place_splats(first, end, entries, splats, colors, x0, y0, box, placed, extents):
     """Bring the splats of the entries first..end-1, in the tile from the pixel (x0, y0), to the form that is drawn.
 
     Many at once: their loads from memory overlap, and their rows are found with packed instructions. Positions are
@@ -127,8 +139,9 @@ def place_splats(first, end, entries, splats, colors, x0, y0, placed, extents):
         colors: [S, 3] their colours.
         x0: of the tile.
         y0: of the tile.
+        box: first and last column and row of the pixels of the tile that matter.
         placed: [PLACED] written.
-        extents: [2 GROUP] int32 written: first rows of the tile that the ellipses touch, then numbers of rows.
+        extents: [2 GROUP] int32 written: first rows of the box that the ellipses touch, then numbers of rows.
     """
     for k in range(first, end):
         e, s = k - first, entries[k, 0]
@@ -139,19 +152,21 @@ def place_splats(first, end, entries, splats, colors, x0, y0, placed, extents):
         placed[e + LOG], placed[e + DISTANCE] = splats[s, LOG_OPACITY], splats[s, DEPTH]
         placed[e + RED], placed[e + GREEN], placed[e + BLUE] = colors[s, 0], colors[s, 1], colors[s, 2]
         placed[e + _LEFT], placed[e + _ABOVE], placed[e + _HALF_HEIGHT] = left, above, splats[s, HALF_HEIGHT]
-    find_rows(placed, extents)
+    find_rows(box, placed, extents)
 
 
 @kernel
-def find_rows(placed, extents):
-    """Write which rows of the tile an ellipse touches, with some to spare in float32.
+def find_rows(box, placed, extents):
+    """Write which rows of a box of pixels an ellipse touches, with some to spare in float32.
 
     With t = B/C, m = A/C and half height H, its border is (1 + t^2) d_y = -m t d_x +- sqrt((1 + t^2) H^2 - (m d_x)^2).
     """
+    shift, width = np.float32(box[0]), np.float32(box[1] - box[0])
+    first_row, last_row = np.float32(box[2]), np.float32(box[3])
     for e in range(GROUP):
         m, t = placed[e + P_X] / placed[e + R_Y], placed[e + P_Y] / placed[e + R_Y]
-        left, above, half_height = placed[e + _LEFT], placed[e + _ABOVE], placed[e + _HALF_HEIGHT]
-        right, at = left + np.float32(TILE_WIDTH - 1), half_height * t / m  # the topmost point lies at `at`
+        left, above, half_height = placed[e + _LEFT] + shift, placed[e + _ABOVE], placed[e + _HALF_HEIGHT]
+        right, at = left + width, half_height * t / m  # the topmost point lies at `at`
         top, bottom = min(max(at, left), right), min(max(-at, left), right)
         scale = ONE / (ONE + t * t)
         bend, most = m * scale, half_height * half_height * scale
@@ -160,6 +175,6 @@ def find_rows(placed, extents):
         margin = _MARGIN * (ONE + half_height)
         low = -bend * t * top - half_top - margin - above
         high = half_bottom - bend * t * bottom + margin - above
-        first = np.ceil(max(low, ZERO))
+        first = np.ceil(max(low, first_row))
         extents[e] = np.int32(first)
-        extents[e + GROUP] = np.int32(np.floor(min(high, np.float32(TILE_HEIGHT - 1))) - first + ONE)
+        extents[e + GROUP] = np.int32(np.floor(min(high, last_row)) - first + ONE)

@@ -1,7 +1,10 @@
 """The benchmark of the rasteriser: what it prints and writes, and that it refuses a peer which draws something else."""
 
+import itertools
 import json
 import re
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,8 +121,21 @@ def test_tasks_take_turns() -> None:
     calls: list[str] = []
     tasks = {name: (lambda name=name: calls.append(name)) for name in ("own", "peer")}
     timings = measure.take_turns(tasks, measure.Rounds(least=3, most=3, seconds=1))
-    assert calls == ["own", "peer"] * 4  # a round to warm up, which is not counted
+    assert [name for name, _ in itertools.groupby(calls)] == ["own", "peer"] * 4  # one round to warm up
     assert timings["own"].rounds == 3
+
+
+def test_the_first_call_of_a_turn_counts_only_if_alone() -> None:
+    calls: list[str] = []
+
+    def task(name: str, seconds_after_another: float) -> None:
+        time.sleep(seconds_after_another if calls[-1:] != [name] else 1e-3)
+        calls.append(name)
+
+    tasks = {"short": partial(task, "short", 0.02), "long": partial(task, "long", 0.06)}
+    timings = measure.take_turns(tasks, measure.Rounds(least=3, most=3, seconds=1))
+    assert timings["short"].wall_ms < 15
+    assert timings["long"].wall_ms > 55
 
 
 def test_peak_memory_sees_what_is_freed_again() -> None:
