@@ -151,5 +151,5 @@ class Rasterize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *v):
-        """The gradients of the tensors."""
+        """The gradients of the tensors; by the operator, which unwraps those of torch.func."""
         return _backward(ctx, *v)
