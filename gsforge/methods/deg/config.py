@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Stage = Literal["structure", "appearance"]
+from gsforge.render.types import Estimate, PixelLoss
+
+Stage = Literal["structure", "appearance", "refinement"]
 
 
 @dataclass
@@ -79,6 +81,8 @@ class SamplingConfig:
         target_points: random subset of the first set whose octree histogram the density learns, redrawn each step.
         tokens: latent token counts M; one is drawn for each step, the same on all ranks.
         anchors: density samples P that are decoded to P K Gaussians.
+        fewest_anchors: where given, P is drawn for each step from `fewest_anchors` to `anchors`, the same on all ranks;
+            evaluation takes `anchors`.
         feature_views: the first views of a sample feed the encoder; the rest are rendered and compared.
         check_visibility: average a point's features over the views that see it, by the depth maps. The release averages
             over all views.
@@ -88,6 +92,7 @@ class SamplingConfig:
     target_points: int = 8192
     tokens: list[int] = field(default_factory=lambda: [1024])
     anchors: int = 2048
+    fewest_anchors: int | None = None
     feature_views: int = 4
     check_visibility: bool = False
 
@@ -99,6 +104,41 @@ class SamplingConfig:
                 "sampling: expected context_points, target_points, anchors and feature_views of at least 1, and one or "
                 f"more tokens of at least 1, got {counts[:4]} and {self.tokens}"
             )
+        if self.fewest_anchors is not None and not 1 <= self.fewest_anchors <= self.anchors:
+            raise ValueError(
+                f"sampling.fewest_anchors: expected 1 to sampling.anchors {self.anchors}, got {self.fewest_anchors}"
+            )
+
+
+@dataclass
+class ContributionConfig:
+    """How the rendering loss reaches the density in the refinement stage; the defaults are the published estimator.
+
+    The gradient of an anchor's log-probability is what its Gaussians change in the loss of all views, each taken away
+    alone, summed. `only_helpful`, `clipped_share` and `centered` then change it, in this order, within an object.
+
+    Attributes:
+        loss: of a pixel, over its colours.
+        estimate: `exact` draws the pixel without the Gaussian; `first_order` is opacity * dL/dopacity, which fades as
+            training converges.
+        background: whether the background shows where a Gaussian is taken away. Released: False, which is exact on
+            black alone.
+        only_helpful: let an anchor that raises the loss count as if it changed nothing.
+        clipped_share: share of the anchors, those with the largest amounts, clipped to the largest of the rest.
+        centered: subtract the mean over the anchors.
+    """
+
+    loss: PixelLoss = "l1"
+    estimate: Estimate = "exact"
+    background: bool = True
+    only_helpful: bool = True
+    clipped_share: float = 0.1
+    centered: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse a share that is none."""
+        if not 0 <= self.clipped_share < 1:
+            raise ValueError(f"contribution.clipped_share: expected 0 <= share < 1, got {self.clipped_share}")
 
 
 @dataclass
@@ -114,6 +154,8 @@ class LossWeights:
         volume: mean product of the three scales.
         opacity: 1 - mean opacity.
         sphere: centred and non-overlapping local expansions.
+        contribution: error of the pixels, summed over colours, whose gradient goes to the density; the refinement stage
+            alone has it (published: 1).
     """
 
     structure: float = 0.001
@@ -124,3 +166,4 @@ class LossWeights:
     volume: float = 1.0
     opacity: float = 0.001
     sphere: float = 100.0
+    contribution: float = 1.0

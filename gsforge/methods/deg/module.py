@@ -1,4 +1,4 @@
-"""DeG VAE training: the structure stage (encoder, density) and the appearance stage (all, through the renderer)."""
+"""DeG VAE training, in three stages: structure, appearance through the renderer, and a density that learns from it."""
 
 import random
 from typing import Any
@@ -13,9 +13,10 @@ from gsforge.core.cameras import Cameras
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.reconstruction import Reconstruction
 from gsforge.losses.image import PerceptualLoss, l1, ssim
-from gsforge.methods.deg.config import LossWeights, NetworkConfig, SamplingConfig, Stage
+from gsforge.methods.deg.config import ContributionConfig, LossWeights, NetworkConfig, SamplingConfig, Stage
+from gsforge.methods.deg.contribution import contribution_tokens, render_with_contribution
 from gsforge.methods.deg.decoder import AttributeDecoder, Expansion
-from gsforge.methods.deg.density import OctreeDensity
+from gsforge.methods.deg.density import DensitySamples, OctreeDensity
 from gsforge.methods.deg.encoder import SetEncoder, sample_posterior
 from gsforge.methods.deg.evaluation import density_picture, structure_metrics
 from gsforge.methods.deg.losses import kl_divergence, sphere_loss, transparency, volume
@@ -27,11 +28,12 @@ Batch = dict[str, Any]
 
 
 class DeGVAE(LightningModule):
-    """Gaussian VAE with a learned density (DeG / TripoSplat, arXiv 2605.16355), stages 1 and 2.
+    """Gaussian VAE with a learned density (DeG / TripoSplat, arXiv 2605.16355).
 
     Stage `structure` trains the encoder and the octree density on surface points. Stage `appearance` adds the second
     feature set and the attribute decoder and trains everything through the renderer; it starts from a structure
-    checkpoint (`init_from`).
+    checkpoint (`init_from`). In stage `refinement`, from an appearance checkpoint, the density also learns to put
+    Gaussians where they lower the rendering loss.
     """
 
     new_in_stage = ("encoder.appearance", "decoder.")
@@ -44,6 +46,7 @@ class DeGVAE(LightningModule):
         network: NetworkConfig = NetworkConfig(),  # noqa: B008 (jsonargparse shows and overrides its fields)
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
         loss: LossWeights = LossWeights(),  # noqa: B008
+        contribution: ContributionConfig = ContributionConfig(),  # noqa: B008
         render: RenderSettings = RenderSettings(mode="antialiased", eps2d=0.1),  # noqa: B008
         vgg_weights: str | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -56,32 +59,35 @@ class DeGVAE(LightningModule):
             semantic_features: frozen extractor of the first feature set (DINOv3 in the paper).
             appearance_features: frozen extractor of the second feature set (FLUX.2 VAE latents in the paper); the
                 structure stage does without.
-            stage: `structure` or `appearance`.
+            stage: `structure`, `appearance` or `refinement`.
             network: sizes of the networks.
             sampling: numbers of points, tokens, anchors and views in a step.
             loss: weights of the loss terms.
+            contribution: how the rendering loss reaches the density; for the refinement stage.
             render: image formation; the paper's is antialiased with a 0.1 px^2 kernel.
-            vgg_weights: local file with the VGG-16 weights of LPIPS; read if `loss.lpips` > 0 in the appearance stage.
+            vgg_weights: local file with the VGG-16 weights of LPIPS; read if `loss.lpips` > 0, except in
+                the structure stage.
             optimizer: made from the parameters.
             lr_scheduler: made from the optimizer and stepped once each step.
-            seed: of the draws that all ranks share (token counts).
+            seed: of the draws that all ranks share (numbers of tokens and anchors).
 
         Raises:
             ValueError: for a combination of settings that cannot train.
         """
         super().__init__()
         self.stage, self.network, self.sampling, self.loss, self.render = stage, network, sampling, loss, render
+        self.contribution = contribution
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
         self._check(appearance_features)
         self.semantic_features = semantic_features
-        self.appearance_features = appearance_features if stage == "appearance" else None
+        self.appearance_features = None if stage == "structure" else appearance_features
         self.encoder = SetEncoder(
             network,
             semantic_features.channels,
             self.appearance_features.channels if self.appearance_features is not None else None,
         )
         self.density = OctreeDensity(network)
-        self.decoder = AttributeDecoder(network) if stage == "appearance" else None
+        self.decoder = None if stage == "structure" else AttributeDecoder(network)
         self.perceptual = PerceptualLoss(vgg_weights) if self.decoder is not None and loss.lpips > 0 else None
 
     def _check(self, appearance_features: FeatureExtractor | None) -> None:
@@ -96,12 +102,12 @@ class DeGVAE(LightningModule):
                 f"sampling.target_points {sampling.target_points} is a subset of sampling.context_points "
                 f"{sampling.context_points} and cannot be larger"
             )
-        if self.stage == "appearance" and sampling.anchors < 2:
-            raise ValueError(
-                f"sampling.anchors: the sphere loss compares anchors, so 2 or more, got {sampling.anchors}"
-            )
-        if self.stage == "appearance" and appearance_features is None:
-            raise ValueError("stage 'appearance' needs appearance_features, the extractor of the second feature set")
+        if self.stage == "structure":
+            return
+        if (fewest := sampling.fewest_anchors or sampling.anchors) < 2:
+            raise ValueError(f"sampling.anchors: the sphere loss compares anchors, so 2 or more, got {fewest}")
+        if appearance_features is None:
+            raise ValueError(f"stage {self.stage!r} needs appearance_features, the extractor of the second feature set")
 
     # --- the model
 
@@ -122,7 +128,7 @@ class DeGVAE(LightningModule):
         appearance = self._feature_set(batch, slice(count, 2 * count), self.appearance_features)
         return self.encoder(tokens, semantic, appearance)
 
-    def decode(self, z_BMZ: Tensor, anchors: int) -> tuple[Tensor, Expansion]:
+    def decode(self, z_BMZ: Tensor, anchors: int) -> tuple[DensitySamples, Expansion]:
         """Draw anchors from the density and decode them.
 
         Args:
@@ -130,16 +136,16 @@ class DeGVAE(LightningModule):
             anchors: budget P; P K Gaussians come out.
 
         Returns:
-            anchors [B, P, 3] in [0, 1], and their Gaussians.
+            The anchors, whose log-probabilities carry a gradient in the refinement stage, and their Gaussians.
 
         Raises:
             RuntimeError: in the structure stage, which has no decoder.
         """
         if self.decoder is None:
             raise RuntimeError("stage 'structure' has no attribute decoder: decode with an 'appearance' checkpoint")
-        with torch.no_grad():
-            points = self.density.sample(z_BMZ, anchors).points
-        return points, self.decoder(points, z_BMZ)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage == "refinement"):
+            drawn = self.density.sample(z_BMZ, anchors)
+        return drawn, self.decoder(drawn.points, z_BMZ)
 
     def _feature_set(self, batch: Batch, part: slice, extractor: FeatureExtractor) -> tuple[Tensor, Tensor]:
         views = slice(0, self.sampling.feature_views)
@@ -178,26 +184,41 @@ class DeGVAE(LightningModule):
         return total
 
     def _appearance_terms(self, batch: Batch, z_BMZ: Tensor) -> dict[str, Tensor]:
-        anchors, (gaussians, offsets) = self.decode(z_BMZ, self.sampling.anchors)
+        drawn, (gaussians, offsets) = self.decode(z_BMZ, self._anchors_of_step())
         views = slice(self.sampling.feature_views, None)
         shape = batch["images"][:, views].shape[:2]
         backgrounds = torch.randint(2, (*shape, 1), device=self.device).float().expand(*shape, 3)
-        rendered = self._render(gaussians, _cameras(batch, views), backgrounds).flatten(0, 1)
-        target = _over(batch["images"][:, views], batch["alphas"][:, views], backgrounds).flatten(0, 1)
+        target = _over(batch["images"][:, views], batch["alphas"][:, views], backgrounds)
         terms = {
-            "l1": l1(rendered, target),
-            "ssim": 1 - ssim(rendered, target).mean(),
             "volume": volume(gaussians),
             "opacity": transparency(gaussians),
-            "sphere": sphere_loss(anchors, offsets),
+            "sphere": sphere_loss(drawn.points, offsets),
         }
+        cameras = _cameras(batch, views)
+        if self.stage == "refinement":
+            tokens = contribution_tokens(drawn.log_probability, self.network.gaussians_per_anchor, self.contribution)
+            rendered, loss = render_with_contribution(
+                gaussians, cameras, backgrounds, target, tokens, self.contribution, self.render
+            )
+            terms["contribution"] = loss.mean()
+        else:
+            rendered = self._render(gaussians, cameras, backgrounds)
+        return terms | self._image_terms(rendered.flatten(0, 1), target.flatten(0, 1))
+
+    def _image_terms(self, rendered: Tensor, target: Tensor) -> dict[str, Tensor]:
+        terms = {"l1": l1(rendered, target), "ssim": 1 - ssim(rendered, target).mean()}
         if self.perceptual is not None:
             terms["lpips"] = self.perceptual(rendered, target).mean()
         return terms
 
+    # Both are pure functions of (seed, step), so that all ranks and attempts agree.
+
     def _tokens_of_step(self) -> int:
-        """Token count M of this step: a pure function of (seed, step), so that all ranks and attempts agree."""
         return random.Random(f"{self.seed}/{self.global_step}").choice(self.sampling.tokens)
+
+    def _anchors_of_step(self) -> int:
+        most, fewest = self.sampling.anchors, self.sampling.fewest_anchors
+        return most if fewest is None else random.Random(f"{self.seed}/{self.global_step}/P").randint(fewest, most)
 
     def _render(self, gaussians: Gaussians, cameras: Cameras, backgrounds: Tensor) -> Tensor:
         return rasterize(gaussians, cameras, backgrounds=backgrounds, settings=self.render).rgb
