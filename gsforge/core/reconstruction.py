@@ -10,6 +10,10 @@ BASELINE = "_baseline"
 """Ending of a metric's name that marks what a trivial method would score."""
 
 
+AT = "@"
+"""Between the name of a metric and the number of Gaussians of another budget that it was measured at."""
+
+
 @dataclass(frozen=True)
 class Reconstruction:
     """Result of a validation, test or prediction step; callbacks draw and save it without knowing the method.
@@ -18,7 +22,8 @@ class Reconstruction:
         keys: names of the B scenes.
         gaussians: batch shape [B], or None where the method has none yet (a density alone, for example).
         images: picture name -> [B, V, 3, H, W] sRGB in [0, 1]; `ground truth` and `render` are shown side by side.
-        metrics: metric name -> [B] values; `<metric>_baseline` holds the baseline of `<metric>`.
+        metrics: metric name -> [B] values; `<metric>_baseline` holds the baseline of `<metric>`, and
+            `<metric>@<number>` the metric with this number of Gaussians.
     """
 
     keys: list[str]

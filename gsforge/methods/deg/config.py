@@ -142,6 +142,28 @@ class ContributionConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """What `gsforge test` measures besides.
+
+    Attributes:
+        budgets: numbers of Gaussians that each object is decoded to as well, for the quality by budget.
+        removed_anchors: anchors that are taken away whole, one at a time, to see how well the sum over their Gaussians
+            stands for that; for the refinement stage. 0 leaves it out.
+    """
+
+    budgets: list[int] = field(default_factory=list)
+    removed_anchors: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below those that mean something."""
+        if min([1, *self.budgets]) < 1 or self.removed_anchors < 0:
+            raise ValueError(
+                "evaluation: expected budgets of at least 1 and removed_anchors of at least 0, got "
+                f"{self.budgets} and {self.removed_anchors}"
+            )
+
+
+@dataclass
 class LossWeights:
     """Weights of the loss terms; the defaults are those of the appearance stage (structure: structure 1, kl 0.01).
 

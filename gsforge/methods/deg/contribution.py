@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
-from gsforge.core.cameras import Cameras
 from gsforge.core.gaussians import Gaussians
 from gsforge.methods.deg.config import ContributionConfig
+from gsforge.methods.deg.views import Views
 from gsforge.render import Contribution, RenderSettings, rasterize
 
 
@@ -56,9 +56,7 @@ def contribution_tokens(log_probability: Tensor, per_anchor: int, config: Contri
 
 def render_with_contribution(
     gaussians: Gaussians,
-    cameras: Cameras,
-    backgrounds: Tensor,
-    target: Tensor,
+    views: Views,
     tokens: Tensor,
     config: ContributionConfig,
     settings: RenderSettings,
@@ -67,9 +65,7 @@ def render_with_contribution(
 
     Args:
         gaussians: batch shape [B], N each.
-        cameras: V for each object.
-        backgrounds: [B, V, 3].
-        target: [B, V, 3, H, W] over these backgrounds.
+        views: V for each object.
         tokens: [B, N] from `contribution_tokens`.
         config: which loss and which estimate of the contribution.
         settings: image formation.
@@ -78,7 +74,8 @@ def render_with_contribution(
         rgb: [B, V, 3, H, W].
         loss: [B, V, 1, H, W] of a pixel, summed over colours.
     """
-    wanted = Contribution(target, tokens, config.loss, config.estimate)
+    cameras, backgrounds = views.cameras, views.backgrounds
+    wanted = Contribution(views.target, tokens, config.loss, config.estimate)
     if config.background:
         drawn = rasterize(gaussians, cameras, backgrounds=backgrounds, contribution=wanted, settings=settings)
         return drawn.rgb, cast(Tensor, drawn.loss)
@@ -86,16 +83,14 @@ def render_with_contribution(
     # The same residual over black: where a Gaussian is taken away, nothing shows that is not a Gaussian.
     behind = (1 - drawn.alpha.detach()) * backgrounds[..., None, None]
     over_black = rasterize(
-        gaussians.detach(), cameras, contribution=replace(wanted, target=target - behind), settings=settings
+        gaussians.detach(), cameras, contribution=replace(wanted, target=views.target - behind), settings=settings
     )
     return drawn.rgb, cast(Tensor, over_black.loss)
 
 
 def removal_metrics(
     gaussians: Gaussians,
-    cameras: Cameras,
-    backgrounds: Tensor,
-    target: Tensor,
+    views: Views,
     removed: Tensor,
     per_anchor: int,
     config: ContributionConfig,
@@ -105,9 +100,7 @@ def removal_metrics(
 
     Args:
         gaussians: batch shape [B], N = P K.
-        cameras: V for each object.
-        backgrounds: [B, V, 3].
-        target: [B, V, 3, H, W].
+        views: V for each object.
         removed: [S] numbers of anchors to take away, one at a time.
         per_anchor: K.
         config: which loss and which estimate.
@@ -120,17 +113,16 @@ def removal_metrics(
     gaussians = gaussians.detach()
     with torch.enable_grad():
         tokens = torch.zeros_like(gaussians.opacities, requires_grad=True)
-        _, loss = render_with_contribution(gaussians, cameras, backgrounds, target, tokens, config, settings)
+        _, loss = render_with_contribution(gaussians, views, tokens, config, settings)
         (single,) = torch.autograd.grad(loss.sum(), tokens)
     single = single.unflatten(1, (-1, per_anchor)).sum(2)[:, removed]
     joint = torch.empty_like(single)
     for column, anchor in enumerate(removed.tolist()):
         opacities = gaussians.opacities.clone()
         opacities[:, anchor * per_anchor : (anchor + 1) * per_anchor] = 0
-        without = rasterize(
-            replace(gaussians, opacities=opacities), cameras, backgrounds=backgrounds, settings=settings
-        )
-        error = without.rgb - target
+        rest = replace(gaussians, opacities=opacities)
+        without = rasterize(rest, views.cameras, backgrounds=views.backgrounds, settings=settings)
+        error = without.rgb - views.target
         error = error.abs() if config.loss == "l1" else error.square()
         joint[:, column] = loss.sum((1, 2, 3, 4)) - error.sum((1, 2, 3, 4))
     pairs = zip(single, joint, strict=True)

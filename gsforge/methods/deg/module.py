@@ -9,22 +9,27 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from gsforge.core.cameras import Cameras
 from gsforge.core.gaussians import Gaussians
-from gsforge.core.reconstruction import Reconstruction
+from gsforge.core.reconstruction import AT, BASELINE, Reconstruction
 from gsforge.losses.image import PerceptualLoss, l1, ssim
-from gsforge.methods.deg.config import ContributionConfig, LossWeights, NetworkConfig, SamplingConfig, Stage
-from gsforge.methods.deg.contribution import contribution_tokens, render_with_contribution
+from gsforge.methods.deg.config import (
+    ContributionConfig,
+    EvaluationConfig,
+    LossWeights,
+    NetworkConfig,
+    SamplingConfig,
+    Stage,
+)
+from gsforge.methods.deg.contribution import contribution_tokens, removal_metrics, render_with_contribution
 from gsforge.methods.deg.decoder import AttributeDecoder, Expansion
 from gsforge.methods.deg.density import DensitySamples, OctreeDensity
 from gsforge.methods.deg.encoder import SetEncoder, sample_posterior
 from gsforge.methods.deg.evaluation import density_picture, structure_metrics
 from gsforge.methods.deg.losses import kl_divergence, sphere_loss, transparency, volume
+from gsforge.methods.deg.views import Batch, Views, cameras_of, views_of
 from gsforge.metrics.image import image_metrics
 from gsforge.nn.features import FeatureExtractor, project_features
 from gsforge.render import RenderSettings, rasterize
-
-Batch = dict[str, Any]
 
 
 class DeGVAE(LightningModule):
@@ -47,6 +52,7 @@ class DeGVAE(LightningModule):
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
         loss: LossWeights = LossWeights(),  # noqa: B008
         contribution: ContributionConfig = ContributionConfig(),  # noqa: B008
+        evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
         render: RenderSettings = RenderSettings(mode="antialiased", eps2d=0.1),  # noqa: B008
         vgg_weights: str | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -64,6 +70,7 @@ class DeGVAE(LightningModule):
             sampling: numbers of points, tokens, anchors and views in a step.
             loss: weights of the loss terms.
             contribution: how the rendering loss reaches the density; for the refinement stage.
+            evaluation: what a test measures besides.
             render: image formation; the paper's is antialiased with a 0.1 px^2 kernel.
             vgg_weights: local file with the VGG-16 weights of LPIPS; read if `loss.lpips` > 0, except in
                 the structure stage.
@@ -76,7 +83,8 @@ class DeGVAE(LightningModule):
         """
         super().__init__()
         self.stage, self.network, self.sampling, self.loss, self.render = stage, network, sampling, loss, render
-        self.contribution = contribution
+        self.contribution, self.evaluation = contribution, evaluation
+        self.budget: int | None = None
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
         self._check(appearance_features)
         self.semantic_features = semantic_features
@@ -153,7 +161,7 @@ class DeGVAE(LightningModule):
         images = batch["images"][:, views] * batch["alphas"][:, views]
         maps = extractor(images.flatten(0, 1)).unflatten(0, images.shape[:2])
         depths = batch["depths"][:, views] if self.sampling.check_visibility else None
-        return points + 0.5, project_features(maps, _cameras(batch, views), points, depths)
+        return points + 0.5, project_features(maps, cameras_of(batch, views), points, depths)
 
     # --- training
 
@@ -185,25 +193,19 @@ class DeGVAE(LightningModule):
 
     def _appearance_terms(self, batch: Batch, z_BMZ: Tensor) -> dict[str, Tensor]:
         drawn, (gaussians, offsets) = self.decode(z_BMZ, self._anchors_of_step())
-        views = slice(self.sampling.feature_views, None)
-        shape = batch["images"][:, views].shape[:2]
-        backgrounds = torch.randint(2, (*shape, 1), device=self.device).float().expand(*shape, 3)
-        target = _over(batch["images"][:, views], batch["alphas"][:, views], backgrounds)
+        views = views_of(batch, self._held_back, random_backgrounds=True)
         terms = {
             "volume": volume(gaussians),
             "opacity": transparency(gaussians),
             "sphere": sphere_loss(drawn.points, offsets),
         }
-        cameras = _cameras(batch, views)
         if self.stage == "refinement":
             tokens = contribution_tokens(drawn.log_probability, self.network.gaussians_per_anchor, self.contribution)
-            rendered, loss = render_with_contribution(
-                gaussians, cameras, backgrounds, target, tokens, self.contribution, self.render
-            )
+            rendered, loss = render_with_contribution(gaussians, views, tokens, self.contribution, self.render)
             terms["contribution"] = loss.mean()
         else:
-            rendered = self._render(gaussians, cameras, backgrounds)
-        return terms | self._image_terms(rendered.flatten(0, 1), target.flatten(0, 1))
+            rendered = self._render(gaussians, views)
+        return terms | self._image_terms(rendered.flatten(0, 1), views.target.flatten(0, 1))
 
     def _image_terms(self, rendered: Tensor, target: Tensor) -> dict[str, Tensor]:
         terms = {"l1": l1(rendered, target), "ssim": 1 - ssim(rendered, target).mean()}
@@ -220,8 +222,13 @@ class DeGVAE(LightningModule):
         most, fewest = self.sampling.anchors, self.sampling.fewest_anchors
         return most if fewest is None else random.Random(f"{self.seed}/{self.global_step}/P").randint(fewest, most)
 
-    def _render(self, gaussians: Gaussians, cameras: Cameras, backgrounds: Tensor) -> Tensor:
-        return rasterize(gaussians, cameras, backgrounds=backgrounds, settings=self.render).rgb
+    def _render(self, gaussians: Gaussians, views: Views) -> Tensor:
+        return rasterize(gaussians, views.cameras, backgrounds=views.backgrounds, settings=self.render).rgb
+
+    @property
+    def _held_back(self) -> slice:
+        """Views that the encoder does not see."""
+        return slice(self.sampling.feature_views, None)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and step-wise schedule from the configuration.
@@ -242,6 +249,18 @@ class DeGVAE(LightningModule):
 
     # --- evaluation
 
+    def set_budget(self, gaussians: int) -> None:
+        """Decode to another number of Gaussians than `sampling.anchors` gives, from the next evaluation on.
+
+        Args:
+            gaussians: about how many; each anchor has K.
+
+        Raises:
+            ValueError: for less than one anchor.
+        """
+        self._anchors_for(gaussians)
+        self.budget = gaussians
+
     def predict_step(self, batch: Batch, batch_idx: int) -> Reconstruction:
         """Reconstruct objects: Gaussians and their renders beside the ground truth of views the encoder did not see.
 
@@ -252,23 +271,17 @@ class DeGVAE(LightningModule):
         Returns:
             Pictures of the views held back, metrics, and Gaussians where the stage has them.
         """
-        self._check_batch(batch)
-        # Random numbers of evaluation depend on the batch alone, never on how far training has come.
-        # This device alone: by default every GPU of the machine would be initialised by every rank.
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(batch_idx)
-            return self._reconstruct(batch)
+        return self._reconstruct(batch, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         """Reconstruct and log the metrics; the `Reconstruction` goes to the callbacks."""
-        return self._evaluate(batch, batch_idx, "val")
+        return self._log_metrics(batch, self._reconstruct(batch, batch_idx), "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> Any:
-        """Reconstruct and log the metrics; the `Reconstruction` goes to the callbacks."""
-        return self._evaluate(batch, batch_idx, "test")
+        """As in validation, and what `evaluation` asks for."""
+        return self._log_metrics(batch, self._reconstruct(batch, batch_idx, thorough=True), "test")
 
-    def _evaluate(self, batch: Batch, batch_idx: int, prefix: str) -> Reconstruction:
-        result = self.predict_step(batch, batch_idx)
+    def _log_metrics(self, batch: Batch, result: Reconstruction, prefix: str) -> Reconstruction:
         # Position -1 marks an object that only fills the last batch of a rank.
         counted = (batch["position"] >= 0).float()
         count = counted.sum().clamp_min(1)
@@ -276,27 +289,54 @@ class DeGVAE(LightningModule):
         self.log_dict(metrics, batch_size=int(counted.sum()), sync_dist=True)
         return result
 
-    @torch.no_grad()
-    def _reconstruct(self, batch: Batch) -> Reconstruction:
-        # Posterior samples, not means: the networks never saw a mean during training.
-        z_BMZ = sample_posterior(*self.encode(batch, max(self.sampling.tokens)))
-        views = slice(self.sampling.feature_views, None)
-        cameras, black = _cameras(batch, views), torch.zeros(3, device=self.device)
-        backgrounds = black.expand(*cameras.batch_shape, cameras.count, 3)
-        truth = _over(batch["images"][:, views], batch["alphas"][:, views], backgrounds)
-        drawn = self.density.sample(z_BMZ, batch["points"].shape[1])
-        metrics = structure_metrics(drawn.points - 0.5, batch["points"])
-        images = {"ground truth": truth}
-        gaussians = None
-        if self.decoder is not None:
-            _, (gaussians, _) = self.decode(z_BMZ, self.sampling.anchors)
-            images["render"] = self._render(gaussians, cameras, backgrounds).clamp(0, 1)
-            metrics |= image_metrics(images["render"], truth)
-            if self.perceptual is not None:
-                with torch.autocast(self.device.type, enabled=False):
-                    metrics["lpips"] = self.perceptual(images["render"], truth).mean(1)
-        images["density"] = density_picture(drawn, cameras)
-        return Reconstruction(list(batch["key"]), gaussians, images, metrics)
+    def _reconstruct(self, batch: Batch, batch_idx: int, thorough: bool = False) -> Reconstruction:
+        self._check_batch(batch)
+        # Random numbers of evaluation depend on the batch alone, never on how far training has come.
+        # This device alone: by default every GPU of the machine would be initialised by every rank.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(batch_idx)
+            # Posterior samples, not means: the networks never saw a mean during training.
+            z_BMZ = sample_posterior(*self.encode(batch, max(self.sampling.tokens)))
+            views = views_of(batch, self._held_back)
+            drawn = self.density.sample(z_BMZ, batch["points"].shape[1])
+            metrics = structure_metrics(drawn.points - 0.5, batch["points"])
+            images = {"ground truth": views.target}
+            gaussians = None
+            if self.decoder is not None:
+                _, (gaussians, _) = self.decode(z_BMZ, self._anchors_for(self.budget))
+                images["render"] = self._render(gaussians, views).clamp(0, 1)
+                metrics |= self._quality(images["render"], views.target)
+                if thorough:
+                    metrics |= self._thorough_metrics(z_BMZ, gaussians, views)
+            images["density"] = density_picture(drawn, views.cameras)
+            return Reconstruction(list(batch["key"]), gaussians, images, metrics)
+
+    def _thorough_metrics(self, z_BMZ: Tensor, gaussians: Gaussians, views: Views) -> dict[str, Tensor]:
+        metrics: dict[str, Tensor] = {}
+        for budget in self.evaluation.budgets:
+            _, (decoded, _) = self.decode(z_BMZ, self._anchors_for(budget))
+            quality = self._quality(self._render(decoded, views).clamp(0, 1), views.target)
+            metrics |= {f"{name}{AT}{budget}": value for name, value in quality.items() if BASELINE not in name}
+        if self.stage == "refinement" and self.evaluation.removed_anchors:
+            per_anchor = self.network.gaussians_per_anchor
+            removed = torch.randperm(gaussians.count // per_anchor)[: self.evaluation.removed_anchors]
+            metrics |= removal_metrics(gaussians, views, removed, per_anchor, self.contribution, self.render)
+        return metrics
+
+    def _quality(self, rendered: Tensor, target: Tensor) -> dict[str, Tensor]:
+        metrics = image_metrics(rendered, target)
+        if self.perceptual is not None:
+            with torch.autocast(self.device.type, enabled=False):
+                metrics["lpips"] = self.perceptual(rendered, target).mean(1)
+        return metrics
+
+    def _anchors_for(self, gaussians: int | None) -> int:
+        per_anchor = self.network.gaussians_per_anchor
+        if gaussians is None:
+            return self.sampling.anchors
+        if gaussians < per_anchor:
+            raise ValueError(f"a budget of {gaussians} Gaussians is less than the {per_anchor} of one anchor")
+        return round(gaussians / per_anchor)
 
     def _check_batch(self, batch: Batch) -> None:
         points, views = batch["points"].shape[1], batch["images"].shape[1]
@@ -310,13 +350,3 @@ class DeGVAE(LightningModule):
                 f"sampling.feature_views {self.sampling.feature_views} feed the encoder and at least one more view is "
                 f"compared, but a sample has {views} views; raise data.views"
             )
-
-
-def _cameras(batch: Batch, views: slice) -> Cameras:
-    height, width = batch["images"].shape[-2:]
-    return Cameras(batch["world_to_camera"][:, views], batch["intrinsics"][:, views], width, height)
-
-
-def _over(images: Tensor, alphas: Tensor, backgrounds: Tensor) -> Tensor:
-    """Composite straight colour [B, V, 3, H, W] over backgrounds [B, V, 3]."""
-    return images * alphas + (1 - alphas) * backgrounds[..., None, None]

@@ -19,6 +19,7 @@ from gsforge.methods.deg.contribution import (
     shape_gradient,
 )
 from gsforge.methods.deg.module import DeGVAE
+from gsforge.methods.deg.views import Views
 from gsforge.render import RenderSettings, rasterize
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # steps are called without a trainer
@@ -53,18 +54,18 @@ def scene() -> tuple[Gaussians, Cameras]:
     return gaussians, cameras
 
 
-def target_and_backgrounds() -> tuple[Tensor, Tensor]:
+def views_by(cameras: Cameras) -> Views:
     generator = torch.Generator().manual_seed(8)
     target = torch.rand(2, 2, 3, 12, 12, generator=generator, dtype=torch.float64)
     backgrounds = torch.tensor([[0.0, 0, 0], [1, 1, 1]], dtype=torch.float64).expand(2, 2, 3)
-    return target, backgrounds
+    return Views(cameras, backgrounds, target)
 
 
 def gradient_of_anchors(scene: tuple[Gaussians, Cameras], config: ContributionConfig) -> Tensor:
-    target, backgrounds = target_and_backgrounds()
+    gaussians, cameras = scene
     log_probability = torch.zeros(2, 12, dtype=torch.float64, requires_grad=True)
     tokens = contribution_tokens(log_probability, 3, config)
-    _, loss = render_with_contribution(*scene, backgrounds, target, tokens, config, SETTINGS)
+    _, loss = render_with_contribution(gaussians, views_by(cameras), tokens, config, SETTINGS)
     (gradient,) = torch.autograd.grad(loss.sum(), log_probability)
     return gradient
 
@@ -72,11 +73,11 @@ def gradient_of_anchors(scene: tuple[Gaussians, Cameras], config: ContributionCo
 def removed_one_by_one(scene: tuple[Gaussians, Cameras], power: int) -> Tensor:
     """[2, 12] loss less the loss without each single Gaussian, summed over those of an anchor."""
     gaussians, cameras = scene
-    target, backgrounds = target_and_backgrounds()
+    views = views_by(cameras)
 
     def loss(gaussians: Gaussians) -> Tensor:
-        drawn = rasterize(gaussians, cameras, backgrounds=backgrounds, settings=SETTINGS, backend="reference")
-        return (drawn.rgb - target).abs().pow(power).sum((1, 2, 3, 4))
+        drawn = rasterize(gaussians, cameras, backgrounds=views.backgrounds, settings=SETTINGS, backend="reference")
+        return (drawn.rgb - views.target).abs().pow(power).sum((1, 2, 3, 4))
 
     changes = []
     for number in range(gaussians.count):
@@ -94,10 +95,11 @@ def test_an_anchor_gets_what_its_gaussians_change_in_the_loss(scene: Any, loss: 
 
 def test_first_order_is_the_slope_by_opacity(scene: Any) -> None:
     gaussians, cameras = scene
-    target, backgrounds = target_and_backgrounds()
+    views = views_by(cameras)
     opacities = gaussians.opacities.clone().requires_grad_()
-    drawn = rasterize(replace(gaussians, opacities=opacities), cameras, backgrounds=backgrounds, settings=SETTINGS)
-    (slope,) = torch.autograd.grad((drawn.rgb - target).abs().sum(), opacities)
+    gaussians_now = replace(gaussians, opacities=opacities)
+    drawn = rasterize(gaussians_now, cameras, backgrounds=views.backgrounds, settings=SETTINGS)
+    (slope,) = torch.autograd.grad((drawn.rgb - views.target).abs().sum(), opacities)
     expected = (slope * gaussians.opacities).unflatten(1, (12, 3)).sum(2)
     gradient = gradient_of_anchors(scene, replace(RAW, estimate="first_order"))
     torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-9)
@@ -106,15 +108,15 @@ def test_first_order_is_the_slope_by_opacity(scene: Any) -> None:
 
 def test_without_background_the_residual_is_the_same_and_black_shows_behind(scene: Any) -> None:
     gaussians, cameras = scene
-    target, backgrounds = target_and_backgrounds()
+    views = views_by(cameras)
     released = replace(RAW, background=False)
     tokens = torch.zeros(2, 36, dtype=torch.float64)
-    rgb, loss = render_with_contribution(gaussians, cameras, backgrounds, target, tokens, released, SETTINGS)
-    torch.testing.assert_close(loss, (rgb - target).abs().sum(2, keepdim=True))
+    rgb, loss = render_with_contribution(gaussians, views, tokens, released, SETTINGS)
+    torch.testing.assert_close(loss, (rgb - views.target).abs().sum(2, keepdim=True))
 
     def of_view(config: ContributionConfig, view: int) -> Tensor:
         tokens = torch.zeros(2, 36, dtype=torch.float64, requires_grad=True)
-        _, loss = render_with_contribution(gaussians, cameras, backgrounds, target, tokens, config, SETTINGS)
+        _, loss = render_with_contribution(gaussians, views, tokens, config, SETTINGS)
         (gradient,) = torch.autograd.grad(loss[:, view].sum(), tokens)
         return gradient
 
@@ -154,11 +156,11 @@ def test_what_else_depends_on_the_probability_is_not_shaped() -> None:
 
 
 def test_taking_single_gaussians_away_is_taking_anchors_of_one_away(scene: Any) -> None:
-    target, backgrounds = target_and_backgrounds()
+    gaussians, cameras = scene
 
     def metrics(per_anchor: int) -> dict[str, Tensor]:
         removed = torch.arange(36 // per_anchor)
-        return removal_metrics(*scene, backgrounds, target, removed, per_anchor, RAW, SETTINGS)
+        return removal_metrics(gaussians, views_by(cameras), removed, per_anchor, RAW, SETTINGS)
 
     alone, together = metrics(1), metrics(3)
     torch.testing.assert_close(alone["removal_correlation"], torch.ones(2))

@@ -1,0 +1,59 @@
+"""The views of a batch of objects that are drawn and compared."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gsforge.core.cameras import Cameras
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Views:
+    """V views of each of B objects, and what they should show.
+
+    Attributes:
+        cameras: V for each object.
+        backgrounds: [B, V, 3].
+        target: [B, V, 3, H, W] the true images over these backgrounds.
+    """
+
+    cameras: Cameras
+    backgrounds: Tensor
+    target: Tensor
+
+
+def views_of(batch: Batch, which: slice, random_backgrounds: bool = False) -> Views:
+    """Take views of a batch, over black, or each over black or white at random.
+
+    Args:
+        batch: images [B, V, 3, H, W] in straight colour, alphas [B, V, 1, H, W], and cameras.
+        which: of the V views.
+        random_backgrounds: whether to draw the backgrounds.
+
+    Returns:
+        The views.
+    """
+    images, alphas = batch["images"][:, which], batch["alphas"][:, which]
+    shape, device = images.shape[:2], images.device
+    white = torch.randint(2, (*shape, 1), device=device).float() if random_backgrounds else images.new_zeros(*shape, 1)
+    backgrounds = white.expand(*shape, 3)
+    target = images * alphas + (1 - alphas) * backgrounds[..., None, None]
+    return Views(cameras_of(batch, which), backgrounds, target)
+
+
+def cameras_of(batch: Batch, which: slice) -> Cameras:
+    """Cameras of some of the views of a batch.
+
+    Args:
+        batch: with images, world_to_camera [B, V, 4, 4] and intrinsics [B, V, 3, 3].
+        which: of the V views.
+
+    Returns:
+        The cameras, batch shape [B].
+    """
+    height, width = batch["images"].shape[-2:]
+    return Cameras(batch["world_to_camera"][:, which], batch["intrinsics"][:, which], width, height)
