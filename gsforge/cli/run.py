@@ -77,6 +77,12 @@ class RunCLI(LightningCLI):
             default=None,
             help="Threads of torch on the CPU, for each process; its own choice by default.",
         )
+        parser.add_argument(
+            "--gaussians",
+            type=str | None,
+            default=None,
+            help="Gaussians of an object that test and predict give, e.g. 65k, where the method has a choice.",
+        )
         parser.add_lightning_class_args(LastCheckpoints, "checkpoint")
         parser.add_lightning_class_args(NonFiniteGuard, "guard")
         parser.add_lightning_class_args(ValidationPictures, "pictures")
@@ -235,7 +241,29 @@ class RunCLI(LightningCLI):
     def _evaluated(self, model: LightningModule, ckpt_path: str | None) -> Path:
         checkpoint = Path(ckpt_path) if ckpt_path else self.run_directory.require_checkpoint()
         check_architecture(model, checkpoint)
+        if budget := self._get(self.config, "gaussians"):
+            set_budget(model, budget)
         return checkpoint
+
+
+def set_budget(model: LightningModule, gaussians: str) -> None:
+    """Let a model decode to a number of Gaussians.
+
+    Args:
+        model: has a method `set_budget`.
+        gaussians: the number, in full or with a `k` for thousands.
+
+    Raises:
+        ConfigError: if that is no number, or the method always gives the same.
+    """
+    digits = gaussians.lower().removesuffix("k")
+    try:
+        number = round(float(digits) * (1000 if digits != gaussians.lower() else 1))
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"--gaussians: expected a number such as 65536 or 65k, got {gaussians!r}") from error
+    if not callable(setter := getattr(model, "set_budget", None)):
+        raise ConfigError(f"--gaussians: {type(model).__name__} has no choice of the number of Gaussians")
+    setter(number)
 
 
 @rank_zero_only

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from gsforge.core.reconstruction import BASELINE
+from gsforge.core.reconstruction import AT, BASELINE
 from gsforge.training.run_directory import RunDirectory
 from gsforge.viewer.text import metric_label, number
 
@@ -79,6 +79,29 @@ class MetricRow:
 
 
 @dataclass(frozen=True)
+class BudgetRow:
+    """One metric at several numbers of Gaussians, for the table.
+
+    Attributes:
+        name: of the metric.
+        values: number of Gaussians -> mean over the objects, from few to many.
+    """
+
+    name: str
+    values: dict[int, float]
+
+    @property
+    def label(self) -> str:
+        """Name as people write it."""
+        return metric_label(self.name)
+
+    @property
+    def direction(self) -> int:
+        """1 where more is better, -1 where less is, 0 where unknown."""
+        return direction(self.name)
+
+
+@dataclass(frozen=True)
 class TestResult:
     """Content of test/metrics.json.
 
@@ -86,6 +109,7 @@ class TestResult:
         step: training step of the checkpoint.
         seconds: duration of the test.
         rows: metrics, those with a baseline first.
+        budgets: the metrics that were measured at other numbers of Gaussians.
         keys: names of the objects, best first by the first metric.
         baselines: object -> metric -> value of the baseline.
     """
@@ -93,6 +117,7 @@ class TestResult:
     step: int
     seconds: float
     rows: list[MetricRow]
+    budgets: list[BudgetRow]
     keys: list[str]
     baselines: dict[str, dict[str, float]]
 
@@ -127,7 +152,8 @@ def read_test(run: RunDirectory) -> TestResult | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         objects = {key: _floats(metrics) for key, metrics in content["objects"].items()}
-        rows = _metric_rows(_floats(content["mean"]), objects)
+        means = _floats(content["mean"])
+        rows, budgets = _metric_rows(means, objects), _budget_rows(means)
         step, seconds = int(content["step"]), float(content["seconds"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: not what `gsforge test` writes ({error!r}); run the test again") from error
@@ -139,7 +165,7 @@ def read_test(run: RunDirectory) -> TestResult | None:
         key: {name.removesuffix(BASELINE): value for name, value in metrics.items() if name.endswith(BASELINE)}
         for key, metrics in objects.items()
     }
-    return TestResult(step, seconds, rows, keys, baselines)
+    return TestResult(step, seconds, rows, budgets, keys, baselines)
 
 
 def _floats(metrics: dict[str, Any]) -> dict[str, float]:
@@ -156,10 +182,24 @@ def _metric_rows(means: dict[str, float], objects: dict[str, dict[str, float]]) 
             {key: metrics[name] for key, metrics in objects.items() if name in metrics},
         )
         for name, value in means.items()
-        if not name.endswith(BASELINE)
+        if not name.endswith(BASELINE) and AT not in name
     ]
-    order = {name: rank for rank, name in enumerate((*_HIGHER_IS_BETTER, *_LOWER_IS_BETTER))}
-    return sorted(rows, key=lambda row: (row.baseline is None, order.get(row.name, len(order)), row.name))
+    return sorted(rows, key=lambda row: (row.baseline is None, *_rank(row.name)))
+
+
+def _budget_rows(means: dict[str, float]) -> list[BudgetRow]:
+    found: dict[str, dict[int, float]] = {}
+    for name, value in means.items():
+        metric, at, budget = name.rpartition(AT)
+        if at:
+            found.setdefault(metric, {})[int(budget)] = value
+    rows = [BudgetRow(metric, dict(sorted(values.items()))) for metric, values in found.items()]
+    return sorted(rows, key=lambda row: _rank(row.name))
+
+
+def _rank(metric: str) -> tuple[int, str]:
+    known = (*_HIGHER_IS_BETTER, *_LOWER_IS_BETTER)
+    return known.index(metric) if metric in known else len(known), metric
 
 
 def direction(metric: str) -> int:

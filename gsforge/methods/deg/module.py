@@ -307,21 +307,28 @@ class DeGVAE(LightningModule):
                 images["render"] = self._render(gaussians, views).clamp(0, 1)
                 metrics |= self._quality(images["render"], views.target)
                 if thorough:
-                    metrics |= self._thorough_metrics(z_BMZ, gaussians, views)
+                    self._measure_budgets(z_BMZ, views, images, metrics)
+                    metrics |= self._removal_metrics(gaussians, views)
             images["density"] = density_picture(drawn, views.cameras)
             return Reconstruction(list(batch["key"]), gaussians, images, metrics)
 
-    def _thorough_metrics(self, z_BMZ: Tensor, gaussians: Gaussians, views: Views) -> dict[str, Tensor]:
-        metrics: dict[str, Tensor] = {}
+    def _measure_budgets(
+        self, z_BMZ: Tensor, views: Views, images: dict[str, Tensor], metrics: dict[str, Tensor]
+    ) -> None:
+        """Add a picture and metrics for each of the budgets."""
         for budget in self.evaluation.budgets:
-            _, (decoded, _) = self.decode(z_BMZ, self._anchors_for(budget))
-            quality = self._quality(self._render(decoded, views).clamp(0, 1), views.target)
+            _, (gaussians, _) = self.decode(z_BMZ, self._anchors_for(budget))
+            rendered = self._render(gaussians, views).clamp(0, 1)
+            images[f"{budget} Gaussians"] = rendered
+            quality = self._quality(rendered, views.target)
             metrics |= {f"{name}{AT}{budget}": value for name, value in quality.items() if BASELINE not in name}
-        if self.stage == "refinement" and self.evaluation.removed_anchors:
-            per_anchor = self.network.gaussians_per_anchor
-            removed = torch.randperm(gaussians.count // per_anchor)[: self.evaluation.removed_anchors]
-            metrics |= removal_metrics(gaussians, views, removed, per_anchor, self.contribution, self.render)
-        return metrics
+
+    def _removal_metrics(self, gaussians: Gaussians, views: Views) -> dict[str, Tensor]:
+        if self.stage != "refinement" or not self.evaluation.removed_anchors:
+            return {}
+        per_anchor = self.network.gaussians_per_anchor
+        removed = torch.randperm(gaussians.count // per_anchor)[: self.evaluation.removed_anchors]
+        return removal_metrics(gaussians, views, removed, per_anchor, self.contribution, self.render)
 
     def _quality(self, rendered: Tensor, target: Tensor) -> dict[str, Tensor]:
         metrics = image_metrics(rendered, target)

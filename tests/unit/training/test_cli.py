@@ -4,6 +4,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch._utils import ExceptionWrapper
 
 from gsforge.cli import entry, main
 from gsforge.cli.explain import explain
+from gsforge.cli.run import set_budget
 
 HEAVY = ("torch", "lightning", "numpy", "webdataset")
 TINY = str(Path(__file__).parent / "tiny.yaml")
@@ -113,3 +115,21 @@ def test_a_stranger_key_lists_the_valid_ones() -> None:
 def test_other_messages_stay() -> None:
     message = "the following arguments are required: run_dir"
     assert explain(message, []) == message
+
+
+@pytest.mark.parametrize(("text", "number"), [("65k", 65000), ("65.5K", 65500), ("1024", 1024), ("2e3", 2000)])
+def test_a_number_of_gaussians_is_read_as_people_write_it(text: str, number: int) -> None:
+    model: Any = SimpleNamespace(set_budget=lambda gaussians: found.append(gaussians))
+    found: list[int] = []
+    set_budget(model, text)
+    assert found == [number]
+
+
+def test_a_number_of_gaussians_needs_a_number_and_a_method_with_a_choice(
+    gsforge: Any, capfd: pytest.CaptureFixture
+) -> None:
+    assert gsforge("fit", "--trainer.max_steps", "1") == 0
+    assert gsforge("predict", "--gaussians", "many") == 1
+    assert "expected a number such as 65536 or 65k, got 'many'" in capfd.readouterr().err
+    assert gsforge("predict", "--gaussians", "65k") == 1
+    assert "TinyModel has no choice of the number of Gaussians" in capfd.readouterr().err

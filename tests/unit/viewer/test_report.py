@@ -257,6 +257,22 @@ def test_results_say_better_and_worse(run: Path) -> None:
     assert result.rows[0].baseline_place == 0.0
 
 
+def test_quality_by_number_of_gaussians_is_a_table_of_its_own(run: Path) -> None:
+    path = run / "test" / "metrics.json"
+    content = json.loads(path.read_text())
+    content["mean"] |= {"psnr@4096": 25.0, "psnr@512": 21.0, "lpips@512": 0.3, "lpips@4096": 0.2}
+    path.write_text(json.dumps(content))
+    result = read_test(RunDirectory(run))
+    assert result is not None
+    assert [row.name for row in result.rows] == ["psnr", "chamfer"]
+    assert [(row.name, row.values) for row in result.budgets] == [
+        ("psnr", {512: 21.0, 4096: 25.0}),
+        ("lpips", {512: 0.3, 4096: 0.2}),
+    ]
+    text = build_report(run, ReportOptions(angles=0))
+    assert re.search(r"By number of Gaussians.*512</th>.*4,096</th>.*PSNR.*21.00.*25.00.*LPIPS", text, re.DOTALL)
+
+
 def test_turntable_turns_and_uses_the_settings_of_the_run(run: Path) -> None:
     configured = read_configuration(RunDirectory(run)).get("model", "init_args", "render")
     settings = render_settings(configured)

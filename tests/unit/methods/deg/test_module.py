@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gsforge.methods.deg.config import EvaluationConfig
 from gsforge.methods.deg.module import DeGVAE
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # steps are called without a trainer
@@ -287,6 +288,34 @@ def test_a_batch_with_too_little_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         getattr(build(), use)(batch | {member: batch[member][:, :kept]}, 0)
+
+
+def test_a_test_decodes_to_other_budgets_and_takes_anchors_away(build: Build, batch: Batch) -> None:
+    evaluation = EvaluationConfig(budgets=[12, 64], removed_anchors=5)
+    plain, thorough = build("refinement"), build("refinement", evaluation=evaluation)
+    for model in (plain, thorough):
+        awakened(model)
+    expected, result = plain.test_step(batch, 0), thorough.test_step(batch, 0)
+    added = {"psnr@12", "ssim@12", "psnr@64", "ssim@64", "removal_correlation", "removal_share"}
+    assert set(result.metrics) - set(expected.metrics) == added
+    assert set(result.images) - set(expected.images) == {"12 Gaussians", "64 Gaussians"}
+    assert all(result.metrics[name].shape == (2,) and result.metrics[name].isfinite().all() for name in added)
+    for name, values in expected.metrics.items():
+        assert torch.equal(values, result.metrics[name])
+    assert not torch.equal(result.metrics["psnr@12"], result.metrics["psnr@64"])
+    assert set(thorough.validation_step(batch, 0).metrics) == set(expected.metrics)
+
+
+def test_another_budget_can_be_set(build: Build, batch: Batch) -> None:
+    model = build("appearance")
+    counts = []
+    for budget in (None, 12, 63):
+        if budget:
+            model.set_budget(budget)
+        counts.append(model.predict_step(batch, 0).gaussians.count)
+    assert counts == [8 * 4, 12, 64]  # whole anchors of four
+    with pytest.raises(ValueError, match="a budget of 3 Gaussians is less than the 4 of one anchor"):
+        model.set_budget(3)
 
 
 def test_the_structure_stage_cannot_decode(build: Build) -> None:
