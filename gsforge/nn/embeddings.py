@@ -1,14 +1,15 @@
 """Sinusoidal embeddings of points and of scalars."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 
-class PointEmbedding(nn.Module):
-    """Linear map of a point plus sines and cosines of its coordinates (DeG, positional embedding "v2").
+class PointSinusoids(nn.Module):
+    """Sines and cosines of the coordinates of a point (DeG, positional embedding "v2").
 
     Each axis gets width // 6 frequencies, geometrically spaced from pi to 2^octaves pi; the other channels are zero.
     """
@@ -24,22 +25,37 @@ class PointEmbedding(nn.Module):
         """
         super().__init__()
         self.width = width
-        self.linear = nn.Linear(3, width)
-        exponents = torch.linspace(0, octaves, width // 6)
-        self.register_buffer("frequencies", math.pi * 2**exponents, persistent=False)
+        self.register_buffer("frequencies", 2 ** torch.linspace(0, octaves, width // 6), persistent=False)
 
-    def sinusoids(self, points: Tensor) -> Tensor:
-        """The fixed part: sin and cos of every coordinate times every frequency.
+    def forward(self, points: Tensor) -> Tensor:
+        """Embed points.
 
         Args:
             points: [..., 3] coordinates, [0, 1] for objects.
 
         Returns:
-            [..., width].
+            [..., width]: sines and cosines of x, of y, of z, then zeros.
         """
-        angles = points[..., None] * self.frequencies
+        # In this order: pi times the frequency first would round otherwise, and turn angles of 3000 by 2e-4.
+        angles = points[..., None] * self.frequencies * math.pi
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
         return pad(waves, (0, self.width - waves.shape[-1]))
+
+
+class PointEmbedding(nn.Module):
+    """A linear map of the sum of a linear map of a point and its sinusoids: the tokens that stand for points."""
+
+    def __init__(self, width: int, octaves: float) -> None:
+        """Build the embedding.
+
+        Args:
+            width: channels of the embedding, >= 6.
+            octaves: log2 of the ratio of the highest frequency to the lowest.
+        """
+        super().__init__()
+        self.linear = nn.Linear(3, width)
+        self.sinusoids = PointSinusoids(width, octaves)
+        self.mix = nn.Linear(width, width)
 
     def forward(self, points: Tensor) -> Tensor:
         """Embed points.
@@ -50,7 +66,7 @@ class PointEmbedding(nn.Module):
         Returns:
             [..., width].
         """
-        return self.linear(points) + self.sinusoids(points)
+        return self.mix(self.linear(points) + self.sinusoids(points))
 
 
 class ScalarEmbedding(nn.Module):
@@ -68,8 +84,14 @@ class ScalarEmbedding(nn.Module):
         """
         super().__init__()
         exponents = torch.arange(channels // 2) / (channels // 2)
-        self.register_buffer("frequencies", max_period**-exponents, persistent=False)
+        self.register_buffer("frequencies", (-math.log(max_period) * exponents).exp(), persistent=False)
         self.perceptron = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Normal weights of deviation 0.02, as diffusion transformers start; again after the model was initialised."""
+        for layer in (self.perceptron[0], self.perceptron[2]):
+            nn.init.normal_(cast(nn.Linear, layer).weight, std=0.02)
 
     def forward(self, values: Tensor) -> Tensor:
         """Embed scalars.

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize, softplus
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.sampling import hammersley
 from gsforge.methods.deg.config import NetworkConfig
-from gsforge.nn.attention import Attention, feed_forward
+from gsforge.nn.attention import CrossAttention, SelfAttention, feed_forward, initialise
 from gsforge.nn.embeddings import PointEmbedding
 
 CHANNELS = {"offset": 3, "color": 3, "scale": 3, "rotation": 4, "opacity": 1, "spread": 1}
@@ -52,9 +52,10 @@ class DecoderBlock(nn.Module):
             context_width: channels of the latent tokens that are attended to.
         """
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.self_attention = Attention(width, heads)
-        self.latent_attention = Attention(width, heads, context_width)
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.latent_norm = nn.LayerNorm(width, eps=1e-6)
+        self.self_attention = SelfAttention(width, heads)
+        self.latent_attention = CrossAttention(width, heads, context_width)
         self.perceptron = feed_forward(width)
 
     def forward(self, h_BPD: Tensor, z_BMZ: Tensor) -> Tensor:
@@ -67,9 +68,9 @@ class DecoderBlock(nn.Module):
         Returns:
             [B, P, D].
         """
-        h_BPD = h_BPD + self.self_attention(self.norms[0](h_BPD))
-        h_BPD = h_BPD + self.latent_attention(self.norms[1](h_BPD), z_BMZ)
-        return h_BPD + self.perceptron(self.norms[2](h_BPD))
+        h_BPD = h_BPD + self.self_attention(self.norm(h_BPD))
+        h_BPD = h_BPD + self.latent_attention(self.latent_norm(h_BPD), z_BMZ)
+        return h_BPD + self.perceptron(self.norm(h_BPD))
 
 
 class AttributeDecoder(nn.Module):
@@ -91,10 +92,10 @@ class AttributeDecoder(nn.Module):
         self.blocks = nn.ModuleList(
             DecoderBlock(width, config.heads, config.latent_channels) for _ in range(config.decoder_blocks)
         )
-        self.final_norm = nn.LayerNorm(width)
+        self.final_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.head = nn.Linear(width, self.per_anchor * sum(CHANNELS.values()))
+        self.apply(initialise)
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
         # t_k in (-2/3, 2/3)^3; its atanh is what the network's zero output stands for.
         spread = (2 * hammersley(self.per_anchor, 3) - 1) / 1.5
         self.register_buffer("hammersley_logits", spread.atanh().float(), persistent=False)
@@ -124,7 +125,7 @@ class AttributeDecoder(nn.Module):
 
         Args:
             anchors: [B, P, 3] in [0, 1].
-            raw: [B, P, 15 K] outputs of the head.
+            raw: [B, P, 15 K] outputs of the head: the offsets of all K, then their colours, and so on.
 
         Returns:
             The Gaussians in world coordinates (anchor - 0.5) and the offsets delta.
@@ -133,8 +134,8 @@ class AttributeDecoder(nn.Module):
             DeG (arXiv 2605.16355), local expansion; the constants are those of the release.
         """
         config = self.config
-        parts = raw.unflatten(-1, (self.per_anchor, -1)).split(list(CHANNELS.values()), dim=-1)
-        offset, color, scale, rotation, opacity, spread = parts
+        parts = raw.split([self.per_anchor * channels for channels in CHANNELS.values()], dim=-1)
+        offset, color, scale, rotation, opacity, spread = (part.unflatten(-1, (self.per_anchor, -1)) for part in parts)
         radius = softplus(spread + inverse_softplus(config.expansion))
         offsets = 0.75 * torch.tanh(offset + self.hammersley_logits) * radius
         scales = softplus(scale + inverse_softplus(config.initial_scale))

@@ -1,10 +1,11 @@
 """Learned octree density of the DeG VAE: teacher-forced likelihood and systematic sampling."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, silu
+from torch.nn.functional import silu
 
 from gsforge.core.octree import (
     capacity,
@@ -15,7 +16,7 @@ from gsforge.core.octree import (
     systematic_split,
 )
 from gsforge.methods.deg.config import NetworkConfig
-from gsforge.nn.attention import Attention, feed_forward, modulate
+from gsforge.nn.attention import CrossAttention, feed_forward, initialise, modulate
 from gsforge.nn.embeddings import PointEmbedding, ScalarEmbedding
 
 _GATES = [2, 5]  # rows of the modulation that scale the two residual branches
@@ -46,7 +47,8 @@ class DensityBlock(nn.Module):
             context_width: channels of the latent tokens that are attended to.
         """
         super().__init__()
-        self.attention = Attention(width, heads, context_width)
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.attention = CrossAttention(width, heads, context_width)
         self.perceptron = feed_forward(width)
 
     def forward(self, h_BCD: Tensor, z_BMZ: Tensor, modulation_6D: Tensor) -> Tensor:
@@ -61,9 +63,8 @@ class DensityBlock(nn.Module):
             [B, C, D].
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation_6D.unbind(0)
-        width = h_BCD.shape[-1:]
-        h_BCD = h_BCD + gate1 * self.attention(modulate(layer_norm(h_BCD, width), shift1, scale1), z_BMZ)
-        return h_BCD + gate2 * self.perceptron(modulate(layer_norm(h_BCD, width), shift2, scale2))
+        h_BCD = h_BCD + gate1 * self.attention(modulate(self.norm(h_BCD), shift1, scale1), z_BMZ)
+        return h_BCD + gate2 * self.perceptron(modulate(self.norm(h_BCD), shift2, scale2))
 
 
 class OctreeDensity(nn.Module):
@@ -87,8 +88,10 @@ class OctreeDensity(nn.Module):
         self.blocks = nn.ModuleList(
             DensityBlock(width, config.heads, config.latent_channels) for _ in range(config.density_blocks)
         )
-        self.final_norm = nn.LayerNorm(width)
+        self.final_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.head = nn.Linear(width, 8)
+        self.apply(initialise)
+        self.resolution_embedding.initialise()
         for zero in (self.to_modulation, self.head):
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)
@@ -107,7 +110,7 @@ class OctreeDensity(nn.Module):
             [B, C, 8], float32 whatever the autocast precision.
         """
         # Filled on the device: copying a number there would wait for it, at every level.
-        resolution = torch.full((), 2.0 ** (level + 1), device=codes.device)
+        resolution = torch.full((), 2 * math.pi * 2 ** (level + 1), device=codes.device)
         modulation_6D = self.to_modulation(silu(self.resolution_embedding(resolution))).unflatten(-1, (6, -1))
         h_BCD = self.cell_embedding(cell_centers(codes, level).to(z_BMZ.dtype))
         for block in self.blocks:

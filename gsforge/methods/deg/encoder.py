@@ -5,11 +5,13 @@ from torch import Tensor, nn
 
 from gsforge.core.sampling import farthest_point_sampling
 from gsforge.methods.deg.config import NetworkConfig
-from gsforge.nn.attention import Attention, feed_forward
-from gsforge.nn.embeddings import PointEmbedding
+from gsforge.nn.attention import CrossAttention, SelfAttention, feed_forward, initialise
+from gsforge.nn.embeddings import PointEmbedding, PointSinusoids
+
+_EPS = 1e-6  # of the norms inside blocks
 
 
-class CrossAttention(nn.Module):
+class ReadLayer(nn.Module):
     """Pre-norm residual cross-attention to a feature set."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -20,8 +22,8 @@ class CrossAttention(nn.Module):
             heads: number of attention heads; must divide `width`.
         """
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, width)
+        self.norm = nn.LayerNorm(width, eps=_EPS)
+        self.attention = CrossAttention(width, heads, width)
 
     def forward(self, x_BMD: Tensor, context_BSD: Tensor) -> Tensor:
         """Refine tokens by a context.
@@ -35,15 +37,10 @@ class CrossAttention(nn.Module):
         """
         return x_BMD + self.attention(self.norm(x_BMD), context_BSD)
 
-    def silenced(self) -> "CrossAttention":
-        """Make the layer the identity, so that adding it does not disturb what was learned before.
-
-        Returns:
-            The layer itself, its output projection set to zero.
-        """
+    def silence(self) -> None:
+        """Make the layer the identity, so that adding it does not disturb what was learned before."""
         nn.init.zeros_(self.attention.to_out.weight)
         nn.init.zeros_(self.attention.to_out.bias)
-        return self
 
 
 class EncoderBlock(nn.Module):
@@ -57,14 +54,14 @@ class EncoderBlock(nn.Module):
             heads: number of attention heads; must divide `width`.
         """
         super().__init__()
-        self.self_norm = nn.LayerNorm(width)
-        self.self_attention = Attention(width, heads)
-        self.semantic = CrossAttention(width, heads)
-        self.perceptron_norm = nn.LayerNorm(width)
+        self.self_norm = nn.LayerNorm(width, eps=_EPS, elementwise_affine=False)
+        self.self_attention = SelfAttention(width, heads)
+        self.semantic = ReadLayer(width, heads)
+        self.perceptron_norm = nn.LayerNorm(width, eps=_EPS, elementwise_affine=False)
         self.perceptron = feed_forward(width)
 
     def forward(
-        self, x_BMD: Tensor, semantic_BSD: Tensor, appearance: CrossAttention | None, appearance_BSD: Tensor | None
+        self, x_BMD: Tensor, semantic_BSD: Tensor, appearance: ReadLayer | None, appearance_BSD: Tensor | None
     ) -> Tensor:
         """Refine tokens by the feature sets.
 
@@ -96,7 +93,7 @@ class EncoderBlock(nn.Module):
 
 
 class FeatureSet(nn.Module):
-    """Tokens of a set of points with features: Linear(feature) + embedding of the point."""
+    """Tokens of a set of points with features: Linear(feature) + sinusoids of the point."""
 
     def __init__(self, config: NetworkConfig, channels: int) -> None:
         """Map `channels` features to the width of the network.
@@ -107,7 +104,7 @@ class FeatureSet(nn.Module):
         """
         super().__init__()
         self.features = nn.Linear(channels, config.width)
-        self.points = PointEmbedding(config.width, config.embedding_octaves)
+        self.points = PointSinusoids(config.width, config.embedding_octaves)
 
     def forward(self, points: Tensor, features: Tensor) -> Tensor:
         """Combine points and their features.
@@ -143,14 +140,15 @@ class SetEncoder(nn.Module):
         blocks = [EncoderBlock(width, config.heads) for _ in range(config.encoder_blocks)]
         self.blocks = nn.ModuleList(blocks)
         # Apart from the blocks, so that a structure checkpoint lacks exactly what starts with "appearance".
-        self.appearance_set: FeatureSet | None = None
-        self.appearance_layers = nn.ModuleList()
-        if appearance_channels is not None:
-            self.appearance_set = FeatureSet(config, appearance_channels)
-            self.appearance_layers.extend(CrossAttention(width, config.heads).silenced() for _ in self.blocks)
+        self.appearance_set = None if appearance_channels is None else FeatureSet(config, appearance_channels)
+        readers = [] if self.appearance_set is None else [ReadLayer(width, config.heads) for _ in blocks]
+        self.appearance_layers = nn.ModuleList(readers)
         self.final_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.to_mean = nn.Linear(width, config.latent_channels)
         self.to_log_variance = nn.Linear(width, config.latent_channels)
+        self.apply(initialise)
+        for layer in readers:
+            layer.silence()
         nn.init.zeros_(self.to_log_variance.weight)
         nn.init.constant_(self.to_log_variance.bias, config.initial_log_variance)
         if config.position_init:

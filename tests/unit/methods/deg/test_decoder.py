@@ -48,9 +48,17 @@ def test_untrained_decoder_gives_the_published_initial_gaussians() -> None:
 
 
 def expand_by_hand(decoder: AttributeDecoder, anchor: Tensor, raw: Tensor, k: int) -> dict[str, Tensor]:
-    """The k-th Gaussian of one anchor: raw holds, K times, offset 3, colour 3, scale 3, rotation 4, opacity, spread."""
-    config = decoder.config
-    x = raw[15 * k : 15 * (k + 1)]
+    """The k-th Gaussian of one anchor: raw holds K offsets, then K colours, scales, rotations, opacities, spreads."""
+    config, count = decoder.config, decoder.per_anchor
+    starts = {
+        "offset": (0, 3),
+        "color": (3, 3),
+        "scale": (6, 3),
+        "rotation": (9, 4),
+        "opacity": (13, 1),
+        "spread": (14, 1),
+    }
+    x = torch.cat([raw[count * start + size * k :][:size] for start, size in starts.values()])
     t = (2 * hammersley(decoder.per_anchor, 3)[k] - 1) / 1.5
     radius = softplus(x[14] + math.log(math.exp(config.expansion) - 1))
     rotation = 0.1 * x[9:13] + torch.tensor([1.0, 0, 0, 0])

@@ -115,7 +115,7 @@ def test_the_resolution_of_the_children_is_an_input() -> None:
     density, z, seen = trained(3), latents(1), []
     density.resolution_embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].item()))
     density.structural_loss(clouds(1, 20), z)
-    assert seen == [2.0, 4.0, 8.0]
+    assert seen == pytest.approx([2 * math.pi * resolution for resolution in (2, 4, 8)])
     before = density.child_log_probabilities(torch.tensor([[0]]), 0, z)
     density.resolution_embedding.frequencies *= 2
     assert (density.child_log_probabilities(torch.tensor([[0]]), 0, z) - before).abs().max() > 1e-4
