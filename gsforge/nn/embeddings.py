@@ -42,6 +42,42 @@ class PointSinusoids(nn.Module):
         return pad(waves, (0, self.width - waves.shape[-1]))
 
 
+class AnchorSinusoids(nn.Module):
+    """Sines and cosines of the coordinates of the anchors of latent tokens (DeG, positional embedding "v1").
+
+    The width // 6 frequencies of an axis are 2^0 ... 2^15 and then a finer ladder over the same range, times 2 pi.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        """Build the embedding.
+
+        Args:
+            width: channels of the embedding, >= 6.
+        """
+        super().__init__()
+        self.width = width
+        count, octaves = width // 6, 16
+        fine = max(count - octaves, 0)
+        exponents = torch.cat([torch.arange(octaves).float(), octaves * torch.arange(fine) / max(fine, 1)])[:count]
+        self.register_buffer("frequencies", 2**exponents, persistent=False)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Embed anchors.
+
+        Args:
+            points: [..., 3] coordinates in [0, 1], float32.
+
+        Returns:
+            [..., width]: sines and cosines of x, of y, of z, then zeros.
+        """
+        # Angles reach 4e5, where float32 is coarse: the order of the products is that of the released model.
+        angles = points[..., None] * self.frequencies * 2 * math.pi
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+        return pad(waves, (0, self.width - waves.shape[-1]))
+
+
 class PointEmbedding(nn.Module):
     """A linear map of the sum of a linear map of a point and its sinusoids: the tokens that stand for points."""
 
