@@ -139,7 +139,7 @@ class Demo:
 
     def export(self) -> None:
         """One object as a file for any viewer of 3D Gaussians."""
-        self.gsforge(f"export {self.stage2} --ply {self.out / 'object.ply'}")
+        self.gsforge(f"export {self.stage2} --out {self.out / 'object.ply'}")
 
     def report(self) -> None:
         """One self-contained page."""

@@ -28,7 +28,7 @@ LIGHTNING = {
     "predict": "write one .ply per object of the prediction set",
 }
 OTHERS = {
-    "export": ("gsforge.cli.export", "write one object of a trained run as a .ply file"),
+    "export": ("gsforge.cli.export", "write one object of a trained run as a .ply, .splat or .spz file"),
     "report": ("gsforge.viewer.report", "write one HTML page about a run"),
 }
 GROUP = "gsforge.commands"

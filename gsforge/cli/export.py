@@ -1,4 +1,4 @@
-"""`gsforge export`: one object of a trained run as a .ply file."""
+"""`gsforge export`: one object of a trained run as a .ply, .splat or .spz file."""
 
 import argparse
 import difflib
@@ -17,7 +17,7 @@ from gsforge.core.errors import GsforgeError
 from gsforge.core.reconstruction import Reconstruction
 from gsforge.training.checkpoints import check_architecture
 from gsforge.training.errors import ConfigError
-from gsforge.training.evaluation import save_scene
+from gsforge.training.evaluation import save_scene, scene_writer
 from gsforge.training.run_directory import RunDirectory
 
 _log = logging.getLogger(__name__)
@@ -47,27 +47,30 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
     quieten()
-    key, count = export_ply(options.run, options.ply, options.key, options.up)
-    Console(soft_wrap=True, highlight=False).print(f"{options.ply}: {count} Gaussians of {key}", markup=False)
+    key, count = export_scene(options.run, options.out, options.key, options.up)
+    Console(soft_wrap=True, highlight=False).print(f"{options.out}: {count} Gaussians of {key}", markup=False)
     return 0
 
 
-def export_ply(run_dir: Path, ply: Path, key: str | None = None, up: Literal["z", "y"] = "z") -> tuple[str, int]:
+def export_scene(
+    run_dir: Path, out: Path, key: str | None = None, up: Literal["z", "y"] | None = None
+) -> tuple[str, int]:
     """Reconstruct one object with the last checkpoint of a run and write it.
 
     Args:
         run_dir: run directory.
-        ply: file to write.
+        out: file to write; its suffix says the format, .ply, .splat or .spz.
         key: name of an object of the prediction, test or validation set; the first one by default.
-        up: up axis of the file, `z` or `y`.
+        up: up axis of the file; by default that of the format, see `scene_writer`.
 
     Returns:
         Name of the object, number of Gaussians written.
 
     Raises:
-        ConfigError: when there is no such object, or the run's method gives no Gaussians for it.
+        ConfigError: for another suffix, when there is no such object, or the run's method gives no Gaussians for it.
         FileNotFoundError: when the folder is no run directory, or has no checkpoint.
     """
+    scene_writer(out, up)  # before minutes are spent on the scene
     run = RunDirectory(run_dir)
     config, checkpoint = run.config(), run.require_checkpoint()
     overrides = [f"--trainer.{name}={value}" for name, value in _THIS_MACHINE.items()]
@@ -86,8 +89,8 @@ def export_ply(run_dir: Path, ply: Path, key: str | None = None, up: Literal["z"
     if result is None or result.gaussians is None:
         raise ConfigError(f"{type(cli.model).__name__}.predict_step gave no Gaussians: export a run of a later stage")
     name = key if key is not None else result.keys[0]
-    ply.parent.mkdir(parents=True, exist_ok=True)
-    return name, save_scene(ply, result.gaussians[result.keys.index(name)], up)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return name, save_scene(out, result.gaussians[result.keys.index(name)], up)
 
 
 class _Output(Callback):
@@ -128,9 +131,11 @@ def _batches(datamodule: LightningDataModule) -> Iterator[dict[str, Any]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gsforge export", description="Write one object of a run as a .ply file.")
+    parser = argparse.ArgumentParser(prog="gsforge export", description="Write one object of a run as a file.")
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("--ply", type=Path, required=True, help="file to write")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, .ply, .splat or .spz")
     parser.add_argument("--key", help="name of the object; the first one of the prediction set by default")
-    parser.add_argument("--up", choices=("z", "y"), default="z", help="up axis of the file; many viewers expect y")
+    parser.add_argument(
+        "--up", choices=("z", "y"), help="up axis of the file; z by default, .spz files are always y up"
+    )
     return parser

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,8 @@ from gsforge.core.files import write_text
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.ply import save_ply
 from gsforge.core.reconstruction import BASELINE, Reconstruction
+from gsforge.core.splat import save_splat
+from gsforge.core.spz import save_spz
 from gsforge.training.checkpoints import step_of
 from gsforge.training.errors import ConfigError
 from gsforge.training.media import file_name, picture_strip, write_strips
@@ -108,21 +112,50 @@ def write_gaussians(result: Reconstruction, folder: Path, up: Literal["z", "y"])
     return paths
 
 
-def save_scene(path: Path, scene: Gaussians, up: Literal["z", "y"]) -> int:
+def save_scene(path: Path, scene: Gaussians, up: Literal["z", "y"] | None) -> int:
     """Write the visible Gaussians of one scene of a batch.
 
     Args:
-        path: file to write.
+        path: file to write; its suffix says the format.
         scene: one scene; batches pad their smaller scenes with Gaussians of zero opacity, which are left out.
-        up: up axis of the file, `z` or `y`.
+        up: up axis of the file, see `scene_writer`.
 
     Returns:
         Number of Gaussians written.
+
+    Raises:
+        ConfigError: for a suffix or an up axis that cannot be written.
     """
+    write = scene_writer(path, up)
     visible = scene.opacities > 0
     written = scene.map(lambda tensor: tensor.detach()[visible].cpu())
-    save_ply(path, written, up)
+    write(path, written)
     return written.count
+
+
+def scene_writer(path: Path, up: Literal["z", "y"] | None) -> Callable[[Path, Gaussians], None]:
+    """Find what writes a file, by its suffix.
+
+    Args:
+        path: a .ply, .splat or .spz file.
+        up: up axis of the file; by default that of the format: y for .spz, which has no other, z for .ply and .splat.
+
+    Returns:
+        Function of the file and one scene.
+
+    Raises:
+        ConfigError: for another suffix, or a .spz file with z up.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".ply":
+        return partial(save_ply, up=up or "z")
+    if suffix == ".splat":
+        return partial(save_splat, up=up or "z")
+    if suffix != ".spz":
+        raise ConfigError(f"{path}: expected a file that ends in .ply, .splat or .spz, got {suffix or 'no suffix'!r}")
+    if up == "z":
+        raise ConfigError(f"{path}: a .spz file has y up; leave out --up z, or write a .ply or .splat file")
+    return save_spz
 
 
 def mean_metrics(objects: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gsforge.cli import main
-from gsforge.cli.export import export_ply
+from gsforge.cli.export import export_scene
 from gsforge.core.cameras import cameras_around, sphere_hammersley
 from gsforge.core.ply import load_ply
 from gsforge.render import rasterize
@@ -93,9 +93,9 @@ def test_export_then_load_gives_the_same_render(trained: Path, tmp_path: Path) -
     files = sorted((trained / "predict").glob("*.ply"))
     if not files:  # a stage without Gaussians says so
         with pytest.raises(ConfigError, match="Gaussians"):
-            export_ply(trained, tmp_path / "object.ply")
+            export_scene(trained, tmp_path / "object.ply")
         return
-    export_ply(trained, tmp_path / "object.ply")
+    export_scene(trained, tmp_path / "object.ply")
     predicted = load_ply(files[0])
     exported = load_ply(tmp_path / "object.ply")
     cameras = cameras_around(sphere_hammersley(4), radius=2.0, fov=0.7, size=32)

@@ -48,7 +48,8 @@ def test_gsforge_commands_run_in_order(workplace: Path) -> None:
         smaller = next((options for start, options in SMALLER.items() if line.startswith(f"gsforge {start}")), "")
         arguments = [*shlex.split(line)[1:], *shlex.split(smaller)]
         assert main(arguments) == 0, " ".join(arguments)
-    for made in ("heldout.png", "object.ply", "runs/deg_vae_toy_stage2/report.html", "data/mine/index.json"):
+    files = ("heldout.png", "object.ply", "object.spz", "runs/deg_vae_toy_stage2/report.html", "data/mine/index.json")
+    for made in files:
         assert (workplace / made).stat().st_size > 0, made
 
 

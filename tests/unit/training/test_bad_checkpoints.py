@@ -76,6 +76,6 @@ def test_export_of_another_architecture_is_refused(
     assert gsforge("fit", "--trainer.max_steps", "4") == 0
     config = run_dir / "config.yaml"
     config.write_text(config.read_text().replace("width: 8", "width: 9"))
-    assert main(["export", str(run_dir), "--ply", str(tmp_path / "a.ply")]) == 1
+    assert main(["export", str(run_dir), "--out", str(tmp_path / "a.ply")]) == 1
     assert "another architecture" in capfd.readouterr().err
     assert not (tmp_path / "a.ply").exists()

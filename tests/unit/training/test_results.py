@@ -1,10 +1,12 @@
 """What a run writes: pictures, metrics, .ply files, logs, configurations."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -70,22 +72,43 @@ def test_predict_writes_what_export_writes(gsforge: Any, trained: Path, tmp_path
 
     assert gsforge("predict") == 0
     ply = tmp_path / "out" / "object.ply"
-    assert main(["export", str(trained), "--ply", str(ply), "--key", "test_5"]) == 0
+    assert main(["export", str(trained), "--out", str(ply), "--key", "test_5"]) == 0
     assert ply.read_bytes() == (trained / "predict" / "test_5.ply").read_bytes()
     points = torch.rand(5, 3, generator=torch.Generator().manual_seed(5)) - 0.5
     torch.testing.assert_close(load_ply(ply).means, points)
-    assert main(["export", str(trained), "--ply", str(ply), "--up", "y"]) == 0
+    assert main(["export", str(trained), "--out", str(ply), "--up", "y"]) == 0
     means = load_ply(ply).means
     points = torch.rand(5, 3, generator=torch.Generator().manual_seed(0)) - 0.5
     torch.testing.assert_close(means, torch.stack([points[:, 0], points[:, 2], -points[:, 1]], dim=1))
 
 
+def test_the_suffix_says_the_format(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    from gsforge.cli import main
+
+    def export(name: str, *options: str) -> int:
+        return main(["export", str(trained), "--out", str(tmp_path / name), *options])
+
+    assert export("object.splat") == 0
+    rows = np.fromfile(tmp_path / "object.splat", "<f4").reshape(5, 8)
+    points = torch.rand(5, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    torch.testing.assert_close(torch.from_numpy(rows[:, :3].copy()).sort(0).values, points.sort(0).values)
+    assert export("object.SPZ") == 0
+    assert gzip.decompress((tmp_path / "object.SPZ").read_bytes()).startswith(b"NGSP")
+    capfd.readouterr()
+    assert export("object.obj") == 1
+    assert "ends in .ply, .splat or .spz, got '.obj'" in capfd.readouterr().err
+    assert export("z.spz", "--up", "z") == 1
+    assert "a .spz file has y up" in capfd.readouterr().err
+    assert {file.name for file in tmp_path.iterdir()} >= {"object.splat", "object.SPZ"}
+    assert not list(tmp_path.glob("*.obj")) + list(tmp_path.glob("z.*"))
+
+
 def test_export_says_what_is_missing(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     from gsforge.cli import main
 
-    assert main(["export", str(trained), "--ply", str(tmp_path / "a.ply"), "--key", "tset_3"]) == 1
+    assert main(["export", str(trained), "--out", str(tmp_path / "a.ply"), "--key", "tset_3"]) == 1
     assert "closest: ['test_3'" in capfd.readouterr().err
-    assert main(["export", str(tmp_path / "no_run"), "--ply", str(tmp_path / "a.ply")]) == 1
+    assert main(["export", str(tmp_path / "no_run"), "--out", str(tmp_path / "a.ply")]) == 1
     assert "no run directory" in capfd.readouterr().err
 
 
@@ -104,10 +127,10 @@ def test_export_takes_the_sets_that_are_there(
 
     monkeypatch.setattr(tiny.TinyData, "setup", setup)
     ply = tmp_path / "a.ply"
-    assert main(["export", str(trained), "--ply", str(ply)]) == 0
+    assert main(["export", str(trained), "--out", str(ply)]) == 0
     assert "of val_0" in capfd.readouterr().out
     absent.add("validate")
-    assert main(["export", str(trained), "--ply", str(ply)]) == 1
+    assert main(["export", str(trained), "--out", str(ply)]) == 1
     assert "none of the run's sets can be read: no test set was given" in capfd.readouterr().err
 
 
