@@ -69,3 +69,19 @@ def farthest_point_sampling(points: Tensor, count: int) -> Tensor:
         distance = torch.minimum(distance, (points - last[:, None]).square().sum(-1))
         chosen[:, step] = distance.argmax(-1)
     return chosen
+
+
+def farthest_points(points: Tensor, count: int) -> Tensor:
+    """The points that farthest-point sampling chooses, in its order.
+
+    Args:
+        points: [B, N, 3].
+        count: number of points to choose, at most N.
+
+    Returns:
+        [B, count, 3].
+
+    Raises:
+        ValueError: if fewer than `count` points are given.
+    """
+    return points.gather(1, farthest_point_sampling(points, count)[..., None].expand(-1, -1, 3))

@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from gsforge.core.sampling import farthest_point_sampling
 from gsforge.methods.deg.config import NetworkConfig
 from gsforge.nn.attention import CrossAttention, SelfAttention, feed_forward, initialise
 from gsforge.nn.embeddings import PointEmbedding, PointSinusoids
 
 _EPS = 1e-6  # of the norms inside blocks
+
+PointFeatures = tuple[Tensor, Tensor]
+"""Points [B, S, 3] in [0, 1] and their features [B, S, channels]."""
 
 
 class ReadLayer(nn.Module):
@@ -169,23 +171,20 @@ class SetEncoder(nn.Module):
 
     def forward(
         self,
-        tokens: int,
-        semantic: tuple[Tensor, Tensor],
-        appearance: tuple[Tensor, Tensor] | None = None,
+        queries: Tensor,
+        semantic: PointFeatures,
+        appearance: PointFeatures | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Encode.
 
         Args:
-            tokens: number M of latent tokens.
+            queries: [B, M, 3] points in [0, 1], one for each latent token; the farthest points of the first set.
             semantic: points [B, S, 3] in [0, 1] and features [B, S, semantic_channels].
             appearance: points [B, S2, 3] and features [B, S2, appearance_channels], where the branch exists.
 
         Returns:
-            mean, log_variance: [B, M, latent_channels]; token i belongs to the i-th farthest-point sample.
+            mean, log_variance: [B, M, latent_channels]; token i belongs to query i.
         """
-        points, _ = semantic
-        chosen = farthest_point_sampling(points, tokens)
-        queries = points.gather(1, chosen[..., None].expand(-1, -1, 3))
         x_BMD = self.query_embedding(queries)
         semantic_BSD = self.semantic_set(*semantic)
         if self.appearance_set is None or appearance is None:
@@ -197,7 +196,7 @@ class SetEncoder(nn.Module):
                 x_BMD = block(x_BMD, semantic_BSD, layer, appearance_BSD)
         x_BMD = self.final_norm(x_BMD)
         # Back from the precision of autocast: the latent decides positions, which bfloat16 would blur.
-        return self.to_mean(x_BMD).to(points.dtype), self.to_log_variance(x_BMD).to(points.dtype)
+        return self.to_mean(x_BMD).to(queries.dtype), self.to_log_variance(x_BMD).to(queries.dtype)
 
 
 def sample_posterior(mean: Tensor, log_variance: Tensor) -> Tensor:

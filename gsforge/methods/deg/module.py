@@ -1,6 +1,7 @@
 """DeG VAE training, in three stages: structure, appearance through the renderer, and a density that learns from it."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.reconstruction import AT, BASELINE, Reconstruction
+from gsforge.core.sampling import farthest_points
+from gsforge.core.vecseq import order_tokens, sobol_anchors
 from gsforge.losses.image import PerceptualLoss, l1, ssim
 from gsforge.methods.deg.config import (
     ContributionConfig,
@@ -23,8 +26,9 @@ from gsforge.methods.deg.config import (
 from gsforge.methods.deg.contribution import contribution_tokens, removal_metrics, render_with_contribution
 from gsforge.methods.deg.decoder import AttributeDecoder, Expansion
 from gsforge.methods.deg.density import DensitySamples, OctreeDensity
-from gsforge.methods.deg.encoder import SetEncoder, sample_posterior
+from gsforge.methods.deg.encoder import PointFeatures, SetEncoder, sample_posterior
 from gsforge.methods.deg.evaluation import density_picture, structure_metrics
+from gsforge.methods.deg.latents import quarter_turned
 from gsforge.methods.deg.losses import kl_divergence, sphere_loss, transparency, volume
 from gsforge.methods.deg.views import Batch, Views, cameras_of, views_of
 from gsforge.metrics.image import image_metrics
@@ -129,12 +133,50 @@ class DeGVAE(LightningModule):
         Returns:
             mean, log_variance: [B, M, latent_channels].
         """
+        sets = self.feature_sets(batch)
+        return self.encoder(farthest_points(sets[0][0], tokens), *sets)
+
+    def feature_sets(self, batch: Batch) -> list[PointFeatures]:
+        """What the encoder reads of the objects.
+
+        Args:
+            batch: as for `encode`.
+
+        Returns:
+            Points [B, S, 3] in [0, 1] and their features [B, S, channels], of the one or two kinds that the stage has.
+        """
         count = self.sampling.context_points
-        semantic = self._feature_set(batch, slice(0, count), self.semantic_features)
-        if self.appearance_features is None:
-            return self.encoder(tokens, semantic)
-        appearance = self._feature_set(batch, slice(count, 2 * count), self.appearance_features)
-        return self.encoder(tokens, semantic, appearance)
+        extractors = [self.semantic_features, self.appearance_features]
+        return [
+            self._feature_set(batch, slice(number * count, (number + 1) * count), extractor)
+            for number, extractor in enumerate(extractors)
+            if extractor is not None
+        ]
+
+    @torch.no_grad()
+    def ordered_latents(
+        self, batch: Batch, tokens: Sequence[int], quarter_turns: Sequence[int]
+    ) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+        """Posteriors of turned objects, their tokens in the order of the anchors (VecSeq): what the flow model learns.
+
+        Args:
+            batch: as for training.
+            tokens: numbers M of latent tokens.
+            quarter_turns: numbers of quarter turns of the objects about the vertical axis, from x to y.
+
+        Returns:
+            (M, turns) -> mean and log-variance, each [B, M, latent_channels].
+        """
+        sets = self.feature_sets(batch)
+        queries, found = farthest_points(sets[0][0], max(tokens)), {}
+        for turns in quarter_turns:
+            turned = [(quarter_turned(points, turns), features) for points, features in sets]
+            for count in tokens:
+                places = quarter_turned(queries[:, :count], turns)  # the farthest points of a smaller number come first
+                posterior = self.encoder(places, *turned)
+                order = order_tokens(places, sobol_anchors(count))[..., None].to(self.device)
+                found[count, turns] = tuple(part.gather(1, order.expand_as(part)) for part in posterior)
+        return found
 
     def decode(self, z_BMZ: Tensor, anchors: int) -> tuple[DensitySamples, Expansion]:
         """Draw anchors from the density and decode them.
@@ -155,7 +197,7 @@ class DeGVAE(LightningModule):
             drawn = self.density.sample(z_BMZ, anchors)
         return drawn, self.decoder(drawn.points, z_BMZ)
 
-    def _feature_set(self, batch: Batch, part: slice, extractor: FeatureExtractor) -> tuple[Tensor, Tensor]:
+    def _feature_set(self, batch: Batch, part: slice, extractor: FeatureExtractor) -> PointFeatures:
         views = slice(0, self.sampling.feature_views)
         points = batch["points"][:, part]
         images = batch["images"][:, views] * batch["alphas"][:, views]
