@@ -160,9 +160,24 @@ class TimmFeatures(FeatureExtractor):
         self.eval()
 
     def _extract(self, images: Tensor) -> Tensor:
-        images = (_resized(images, self.image_size) - self.mean) / self.std
-        (tokens,) = self.network.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
-        return tokens
+        (maps,) = self.network.forward_intermediates(
+            self._prepared(images), indices=1, norm=True, intermediates_only=True
+        )
+        return maps
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """All tokens after the final norm: class and register tokens, then the patches row by row.
+
+        Args:
+            images: [N, 3, H, W] sRGB in [0, 1].
+
+        Returns:
+            [N, tokens, channels].
+        """
+        return self.network.forward_features(self._prepared(images))
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        return (_resized(images, self.image_size) - self.mean) / self.std
 
 
 class DiffusersVAEFeatures(FeatureExtractor):
@@ -209,12 +224,24 @@ class DiffusersVAEFeatures(FeatureExtractor):
         self.eval()
 
     def _extract(self, images: Tensor) -> Tensor:
-        images = 2 * _resized(images, self.image_size) - 1
-        mean = self.network.encode(images).latent_dist.mean
+        return self.latent(images, sample=False)
+
+    def latent(self, images: Tensor, sample: bool) -> Tensor:
+        """The latent of images.
+
+        Args:
+            images: [N, 3, H, W] sRGB in [0, 1].
+            sample: draw from the posterior, instead of its mean.
+
+        Returns:
+            [N, channels, h, w] normalised.
+        """
+        posterior = self.network.encode(2 * _resized(images, self.image_size) - 1).latent_dist
+        latent = posterior.sample() if sample else posterior.mean
         if hasattr(self.network, "bn"):
-            return pixel_shuffle(self.network.bn(pixel_unshuffle(mean, 2)), 2)
+            return pixel_shuffle(self.network.bn(pixel_unshuffle(latent, 2)), 2)
         config = self.network.config
-        return (mean - (config.shift_factor or 0.0)) * config.scaling_factor
+        return (latent - (config.shift_factor or 0.0)) * config.scaling_factor
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

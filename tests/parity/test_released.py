@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from gsforge.core.octree import encode_points
 from gsforge.core.sampling import farthest_points
 from gsforge.core.vecseq import sobol_anchors
-from gsforge.methods.deg.config import FlowNetworkConfig, NetworkConfig
+from gsforge.methods.deg.config import NetworkConfig
 from gsforge.methods.deg.decoder import AttributeDecoder
 from gsforge.methods.deg.density import OctreeDensity
 from gsforge.methods.deg.encoder import SetEncoder
+from gsforge.methods.deg.flow_config import FlowNetworkConfig
 from gsforge.methods.deg.released import DECODER, DENSITY, ENCODER, TRANSFORMER, Rules, load_released, to_released
 from gsforge.methods.deg.transformer import FlowTransformer
 

@@ -73,44 +73,6 @@ class NetworkConfig:
 
 
 @dataclass
-class FlowNetworkConfig:
-    """Sizes of the flow-matching transformer (about 370 M parameters with the defaults).
-
-    Attributes:
-        width: channels of a token.
-        heads: attention heads; divides `width`.
-        blocks: blocks over the joint sequence of latent tokens, image tokens and camera.
-        refiner_blocks: blocks over the latent tokens alone, and as many over the image tokens alone, before them.
-        latent_channels: channels of a latent token, as of the VAE.
-        positions: what tells latent tokens apart. `anchors`: sinusoids of the anchor that each is assigned to, as the
-            paper describes. `anchors+rotary`: also rotary embeddings with learned positions, as released. `none`.
-        camera_token: denoise the camera of the image along with the latent.
-        checkpoint_blocks: keep the input of each block alone and compute it again in the backward pass.
-    """
-
-    width: int = 1024
-    heads: int = 16
-    blocks: int = 24
-    refiner_blocks: int = 2
-    latent_channels: int = 16
-    positions: Literal["none", "anchors", "anchors+rotary"] = "anchors+rotary"
-    camera_token: bool = True
-    checkpoint_blocks: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
-        if self.width % self.heads or self.width // self.heads % 2 or self.width < 48:
-            raise ValueError(
-                "network: expected a width of at least 48 that heads divides into even parts, got "
-                f"{self.width} and {self.heads}"
-            )
-        if min(self.blocks, self.latent_channels) < 1 or self.refiner_blocks < 0:
-            raise ValueError(
-                "network: expected at least 1 block and 1 latent channel, and no negative number of blocks"
-            )
-
-
-@dataclass
 class SamplingConfig:
     """How many points, tokens, anchors and views a training step uses.
 

@@ -1,18 +1,40 @@
 """Metrics and pictures of a DeG reconstruction."""
 
 import torch
+from lightning import LightningModule
 from torch import Tensor
 
 from gsforge.core.cameras import Cameras
 from gsforge.core.gaussians import Gaussians
+from gsforge.core.reconstruction import Reconstruction
 from gsforge.core.sh import rgb_to_sh_dc
 from gsforge.methods.deg.density import DensitySamples
+from gsforge.methods.deg.views import Batch
 from gsforge.metrics.points import chamfer_distance
 from gsforge.render import rasterize
 
 # From rare to likely; readable on black and to the colour-blind.
 _RAMP = ((0.27, 0.0, 0.33), (0.13, 0.57, 0.55), (0.99, 0.91, 0.14))
 _DOT = 0.008
+
+
+def log_metrics(module: LightningModule, batch: Batch, result: Reconstruction, prefix: str) -> Reconstruction:
+    """Log the mean of each metric over the objects of a batch.
+
+    Args:
+        module: whose step it is.
+        batch: with `position`; -1 marks an object that only fills the last batch of a rank and does not count.
+        result: of the step.
+        prefix: `val` or `test`.
+
+    Returns:
+        The result.
+    """
+    counted = (batch["position"] >= 0).float()
+    count = counted.sum().clamp_min(1)
+    metrics = {f"{prefix}/{name}": (values * counted).sum() / count for name, values in result.metrics.items()}
+    module.log_dict(metrics, batch_size=int(counted.sum()), sync_dist=True)
+    return result
 
 
 def structure_metrics(centers: Tensor, surface: Tensor) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from gsforge.methods.deg.contribution import contribution_tokens, removal_metric
 from gsforge.methods.deg.decoder import AttributeDecoder, Expansion
 from gsforge.methods.deg.density import DensitySamples, OctreeDensity
 from gsforge.methods.deg.encoder import PointFeatures, SetEncoder, sample_posterior
-from gsforge.methods.deg.evaluation import density_picture, structure_metrics
+from gsforge.methods.deg.evaluation import density_picture, log_metrics, structure_metrics
 from gsforge.methods.deg.latents import quarter_turned
 from gsforge.methods.deg.losses import kl_divergence, sphere_loss, transparency, volume
 from gsforge.methods.deg.views import Batch, Views, cameras_of, views_of
@@ -317,19 +317,11 @@ class DeGVAE(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         """Reconstruct and log the metrics; the `Reconstruction` goes to the callbacks."""
-        return self._log_metrics(batch, self._reconstruct(batch, batch_idx), "val")
+        return log_metrics(self, batch, self._reconstruct(batch, batch_idx), "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> Any:
         """As in validation, and what `evaluation` asks for."""
-        return self._log_metrics(batch, self._reconstruct(batch, batch_idx, thorough=True), "test")
-
-    def _log_metrics(self, batch: Batch, result: Reconstruction, prefix: str) -> Reconstruction:
-        # Position -1 marks an object that only fills the last batch of a rank.
-        counted = (batch["position"] >= 0).float()
-        count = counted.sum().clamp_min(1)
-        metrics = {f"{prefix}/{name}": (values * counted).sum() / count for name, values in result.metrics.items()}
-        self.log_dict(metrics, batch_size=int(counted.sum()), sync_dist=True)
-        return result
+        return log_metrics(self, batch, self._reconstruct(batch, batch_idx, thorough=True), "test")
 
     def _reconstruct(self, batch: Batch, batch_idx: int, thorough: bool = False) -> Reconstruction:
         self._check_batch(batch)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
-from gsforge.methods.deg.config import FlowNetworkConfig
+from gsforge.methods.deg.flow_config import FlowNetworkConfig
 from gsforge.nn.attention import SelfAttention, feed_forward, initialise, modulate
 from gsforge.nn.embeddings import AnchorSinusoids, ScalarEmbedding
 
