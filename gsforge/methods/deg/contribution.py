@@ -110,8 +110,9 @@ def removal_metrics(
         `removal_correlation`, Spearman's over the S anchors, and `removal_share`, the sum of the single contributions
         over that of the joint ones; each [B].
     """
-    gaussians = gaussians.detach()
-    with torch.enable_grad():
+    # Evaluation runs in inference mode, whose tensors no gradient passes: copies are ordinary ones.
+    with torch.inference_mode(False), torch.enable_grad():
+        gaussians, views = gaussians.detach().map(Tensor.clone), views.clone()
         tokens = torch.zeros_like(gaussians.opacities, requires_grad=True)
         _, loss = render_with_contribution(gaussians, views, tokens, config, settings)
         (single,) = torch.autograd.grad(loss.sum(), tokens)

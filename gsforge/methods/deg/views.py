@@ -25,6 +25,14 @@ class Views:
     backgrounds: Tensor
     target: Tensor
 
+    def clone(self) -> "Views":
+        """Copy everything.
+
+        Returns:
+            Views that share no memory with these.
+        """
+        return Views(self.cameras.map(Tensor.clone), self.backgrounds.clone(), self.target.clone())
+
 
 def views_of(batch: Batch, which: slice, random_backgrounds: bool = False) -> Views:
     """Take views of a batch, over black, or each over black or white at random.
