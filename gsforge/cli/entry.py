@@ -25,7 +25,7 @@ LIGHTNING = {
     "fit": "train; the same command, run again, continues",
     "validate": "measure the validation set with a run's last checkpoint",
     "test": "measure the test set, write metrics, pictures and .ply files",
-    "predict": "write one .ply per object of the prediction set",
+    "predict": "write one .ply per object of the prediction set; with --image, of objects generated from pictures",
 }
 OTHERS = {
     "export": ("gsforge.cli.export", "write one object of a trained run as a .ply, .splat or .spz file"),
@@ -70,7 +70,8 @@ def _run(name: str, arguments: list[str], debug: bool) -> int:
         forget_request()
         install_handlers(PREEMPTION)
     try:
-        command = _load(name)
+        from_pictures = name == "predict" and any(argument.partition("=")[0] == "--image" for argument in arguments)
+        command = import_module("gsforge.cli.generate").main if from_pictures else _load(name)
         # After the imports: Lightning adds handlers of its own where it finds none.
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         return command(arguments)

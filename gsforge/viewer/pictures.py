@@ -106,7 +106,6 @@ def render_settings(configured: Any) -> RenderSettings:
     return RenderSettings(**{name: value for name, value in given.items() if name in known})
 
 
-@torch.no_grad()
 def render_turntable(path: Path, frames: int, size: int, settings: RenderSettings) -> Turntable:
     """Draw the Gaussians of a file from all around.
 
@@ -122,18 +121,53 @@ def render_turntable(path: Path, frames: int, size: int, settings: RenderSetting
     Raises:
         ValueError: if the file is not a .ply file of Gaussians.
     """
+    scene = load_ply(path)
+    return turntable_sheet(path.stem, turntable_frames(scene, frames, size, settings), scene.count)
+
+
+@torch.no_grad()
+def turntable_frames(scene: Gaussians, count: int, size: int, settings: RenderSettings) -> list[Image.Image]:
+    """Draw Gaussians from all around.
+
+    Args:
+        scene: one scene, z up.
+        count: number of directions on the circle.
+        size: side of a frame in pixels.
+        settings: of the image formation.
+
+    Returns:
+        The frames.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scene = load_ply(path).to(device)
-    cameras = cameras_around(turntable(frames), _RADIUS * _extent(scene), _FOV, size).to(device)
-    columns = min(_SHEET_COLUMNS, frames)
-    rows = math.ceil(frames / columns)
-    sheet = Image.new("RGB", (columns * size, rows * size))
-    for index in range(frames):
+    scene = scene.to(device)
+    cameras = cameras_around(turntable(count), _RADIUS * _extent(scene), _FOV, size).to(device)
+    frames = []
+    for index in range(count):
         camera = cameras.map(lambda matrices, i=index: matrices[i : i + 1])  # type: ignore[misc]
         picture = rasterize(scene, camera, settings=settings).rgb[0].clamp(0, 1)
         pixels = (picture.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
-        sheet.paste(Image.fromarray(pixels), (index % columns * size, index // columns * size))
-    return Turntable(path.stem, webp_uri(sheet, quality=82), columns, rows, frames, scene.count)
+        frames.append(Image.fromarray(pixels))
+    return frames
+
+
+def turntable_sheet(key: str, frames: list[Image.Image], gaussians: int) -> Turntable:
+    """Put frames on one sheet.
+
+    Args:
+        key: name of the object.
+        frames: at least one, all of the same size.
+        gaussians: number of Gaussians drawn.
+
+    Returns:
+        The sheet.
+    """
+    width, height = frames[0].size
+    columns = min(_SHEET_COLUMNS, len(frames))
+    rows = math.ceil(len(frames) / columns)
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    for index, frame in enumerate(frames):
+        sheet.paste(frame, (index % columns * width, index // columns * height))
+    return Turntable(key, webp_uri(sheet, quality=82), columns, rows, len(frames), gaussians)
 
 
 def _extent(scene: Gaussians) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from gsforge.core.files import write_text
 from gsforge.training.checkpoint_io import read_checkpoint
@@ -80,11 +80,7 @@ def build_report(folder: Path, options: ReportOptions | None = None) -> str:
     configuration, curves, test = read_configuration(run), read_curves(run), read_test(run)
     groups = chart_groups(curves)
     objects = _objects(run, configuration, test, options)
-    environment = Environment(
-        loader=PackageLoader("gsforge.viewer"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["number"] = number
-    return environment.get_template("report.html.j2").render(
+    return page_template("report.html.j2").render(
         folder=str(run.path),
         name=run.path.resolve().name,
         method=(configuration.get("model", "class_path") or "model").rsplit(".", 1)[-1],
@@ -103,6 +99,22 @@ def build_report(folder: Path, options: ReportOptions | None = None) -> str:
         versions=_versions(),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def page_template(name: str) -> Template:
+    """Read the template of a page.
+
+    Args:
+        name: of the file in `templates`.
+
+    Returns:
+        The template; what it is given is escaped, what it lacks is an error.
+    """
+    environment = Environment(
+        loader=PackageLoader("gsforge.viewer"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["number"] = number
+    return environment.get_template(name)
 
 
 def _facts(configuration: RunConfiguration, run: RunDirectory) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 from gsforge.core.cameras import cameras_around, turntable
 from gsforge.core.flow import guided, integrate, interpolate, logit_normal_times, sampling_times, velocity
 from gsforge.core.gaussians import Gaussians
-from gsforge.core.object_crop import crops_to_objects
+from gsforge.core.object_crop import crop_to_object, crops_to_objects
 from gsforge.core.reconstruction import BASELINE, Reconstruction
 from gsforge.core.vecseq import sobol_anchors
 from gsforge.methods.deg.evaluation import log_metrics
@@ -31,6 +31,7 @@ Conditions = tuple[Tensor, Tensor]
 
 _TIME_BINS = (0.1, 0.3, 0.5, 0.7, 0.9)
 _VIEWS, _RADIUS, _FOV = 4, 2.0, math.radians(40)  # pictures of a generated object from all around
+_FRONT = (1.0, 0.0, 0.35, 0.5, 0.7)  # a camera, where none is predicted
 _FAINT = 0.05  # alpha below which a pixel does not count as the object
 
 
@@ -222,6 +223,27 @@ class DeGFlow(LightningModule):
             anchors = round(self.budget / self.vae.config.gaussians_per_anchor)
         return self.vae(latent, anchors)
 
+    @torch.no_grad()
+    def generate(self, picture: Tensor) -> tuple[Gaussians, Tensor]:
+        """Generate the object that a picture shows.
+
+        Args:
+            picture: [4, H, W] straight sRGB and alpha in [0, 1], of one object.
+
+        Returns:
+            gaussians: one scene; turned such that the picture is taken from near the x axis.
+            seen: [2, 3, S, S] the picture as the model saw it, and the object seen from there, or from the front where
+                the model knows no cameras.
+
+        Raises:
+            ValueError: without a VAE.
+        """
+        image = crop_to_object(picture, self.training_config.image_size)[None]
+        sampled = self.sample(image)
+        gaussians = self.decode(sampled.latent)
+        camera = sampled.camera if sampled.camera is not None else image.new_tensor([_FRONT])
+        return gaussians[0], torch.cat([image, self._seen(gaussians, camera, image.shape[-1])])
+
     # --- evaluation
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Reconstruction:
@@ -274,17 +296,17 @@ class DeGFlow(LightningModule):
     ) -> None:
         """Draw what was generated and what the true latents give; hold the former, seen as in the image, to it."""
         image = batch["image"]
-        generated, true = self._seen(gaussians, batch), self._seen(self.decode(batch["latent"]), batch)
-        images["generated"] = torch.cat([generated[:, None], self._around(gaussians, image.shape[-1])], 1)
+        camera, size = batch["camera"], image.shape[-1]
+        generated, true = (self._seen(one, camera, size) for one in (gaussians, self.decode(batch["latent"])))
+        images["generated"] = torch.cat([generated[:, None], self._around(gaussians, size)], 1)
         images["true latent"] = true[:, None]
         for suffix, target in (("", image), (BASELINE, image.roll(1, 0))):  # the baseline is another object's image
             quality = image_metrics(generated[:, None], target[:, None])
             metrics |= {name + suffix: value for name, value in quality.items() if BASELINE not in name}
 
-    def _seen(self, gaussians: Gaussians, batch: Batch) -> Tensor:
-        """[B, 3, S, S] objects from the cameras of their images, cut out as the images are."""
-        size = batch["image"].shape[-1]
-        cameras = camera_of(batch["camera"], 2 * size).map(lambda matrix: matrix[:, None])
+    def _seen(self, gaussians: Gaussians, camera: Tensor, size: int) -> Tensor:
+        """[B, 3, S, S] objects from the cameras [B, 5] of their images, cut out as the images are."""
+        cameras = camera_of(camera, 2 * size).map(lambda matrix: matrix[:, None])
         drawn = rasterize(gaussians, cameras, settings=self.render)
         alpha = drawn.alpha[:, 0]
         # Straight colour; the faintest of what is drawn is no part of the object.
@@ -304,4 +326,10 @@ class DeGFlow(LightningModule):
             raise ValueError(
                 f"latent: expected [B, {expected[0]}, {expected[1]}] (training.tokens, network.latent_channels), got "
                 f"{list(batch['latent'].shape)}; set data.tokens and these alike"
+            )
+        side = self.training_config.image_size
+        if batch["image"].shape[-2:] != (side, side):
+            raise ValueError(
+                f"image: expected {side} x {side} px (training.image_size), got {list(batch['image'].shape)}; set "
+                "data.condition_size and this alike"
             )

@@ -50,6 +50,7 @@ class FlowTrainingConfig:
 
     Attributes:
         tokens: latent tokens M, as in the data.
+        image_size: side of the images in pixels, as in the data.
         time_mean: mean of the normal whose sigmoid is the time; published: 0 at 1024 tokens, 0.3 at 2048, 0.6 at 4096,
             1 at 8192.
         condition_dropout: share of the images that are hidden, so that the model can also do without.
@@ -58,16 +59,17 @@ class FlowTrainingConfig:
     """
 
     tokens: int = 1024
+    image_size: int = 512
     time_mean: float = 0.0
     condition_dropout: float = 0.1
     camera_weight: float = 0.1
 
     def __post_init__(self) -> None:
         """Refuse numbers without meaning."""
-        if self.tokens < 1 or not 0 <= self.condition_dropout < 1 or self.camera_weight < 0:
+        if min(self.tokens, self.image_size) < 1 or not 0 <= self.condition_dropout < 1 or self.camera_weight < 0:
             raise ValueError(
-                "training: expected tokens >= 1, 0 <= condition_dropout < 1 and camera_weight >= 0, got "
-                f"{self.tokens}, {self.condition_dropout} and {self.camera_weight}"
+                "training: expected tokens and image_size >= 1, 0 <= condition_dropout < 1 and camera_weight >= 0, got "
+                f"{self.tokens}, {self.image_size}, {self.condition_dropout} and {self.camera_weight}"
             )
 
 

@@ -11,6 +11,7 @@ from gsforge.core.cameras import Cameras, look_at
 # of what it sees at the object's centre.
 _ORTHOGRAPHIC = 1e-3  # 1 / distance below which a camera counts as orthographic
 _FAR = 1000.0  # distance from which an orthographic view is drawn
+_NARROWEST = 0.05  # half width that a camera has at least: what a network predicts may be anything
 
 
 def quarter_turned(points: Tensor, turns: int) -> Tensor:
@@ -71,7 +72,7 @@ def camera_of(token: Tensor, size: int) -> Cameras:
     direction = torch.nn.functional.normalize(token[:, :3], dim=-1)
     inverse = token[:, 3]
     distance = torch.where(inverse < _ORTHOGRAPHIC, _FAR, 1 / inverse.clamp_min(_ORTHOGRAPHIC))
-    focal = size / 2 * distance / token[:, 4]
+    focal = size / 2 * distance / token[:, 4].clamp_min(_NARROWEST)
     intrinsics = token.new_zeros(len(token), 3, 3)
     intrinsics[:, 0, 0] = intrinsics[:, 1, 1] = focal
     intrinsics[:, :2, 2], intrinsics[:, 2, 2] = size / 2, 1

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gsforge.core.object_crop import crop_to_object
 from gsforge.core.weights import save_weights
 from gsforge.methods.deg.config import NetworkConfig
 from gsforge.methods.deg.decoder import AttributeDecoder
@@ -33,7 +34,7 @@ def flow(vae: Path | None = None, **changes: Any) -> DeGFlow:
         PatchTokens(FilterBankFeatures([2.0], stride=8), octaves=2),
         vae=None if vae is None else str(vae),
         network=FlowNetworkConfig(**(network | changes.pop("network", {}))),
-        training=FlowTrainingConfig(**({"tokens": 6} | changes.pop("training", {}))),
+        training=FlowTrainingConfig(**({"tokens": 6, "image_size": 16} | changes.pop("training", {}))),
         sampling=FlowSamplingConfig(**({"steps": 3, "anchors": 8} | changes.pop("sampling", {}))),
         **changes,
     )
@@ -128,6 +129,11 @@ def test_latents_of_another_size_are_refused(latents: Batch) -> None:
         flow(training={"tokens": 5}).training_step(latents, 0)
 
 
+def test_images_of_another_size_are_refused(latents: Batch) -> None:
+    with pytest.raises(ValueError, match=r"expected 16 x 16 px .* got \[2, 3, 8, 16\]; set data.condition_size"):
+        flow().training_step(latents | {"image": latents["image"][:, :, :8]}, 0)
+
+
 def test_token_extractors_must_agree(latents: Batch) -> None:
     model = flow()
     model.appearance_tokens = PatchTokens(FilterBankFeatures([2.0], stride=4), octaves=2)
@@ -177,6 +183,20 @@ def test_prediction_shows_objects_and_depends_on_the_batch_alone(vae: Path, late
         result.metrics
     )
     assert all(values.shape == (2,) and values.isfinite().all() for values in result.metrics.values())
+
+
+def test_a_picture_becomes_an_object(vae: Path) -> None:
+    model = awakened(flow(vae))
+    picture = torch.rand(4, 30, 40)
+    picture[3, :, :12] = 0
+    torch.manual_seed(0)
+    gaussians, seen = model.generate(picture)
+    assert gaussians.batch_shape == ()
+    assert gaussians.count == 8 * SIZES["gaussians_per_anchor"]
+    assert seen.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(seen[0], crop_to_object(picture, 16))
+    without_camera = awakened(flow(vae, network={"camera_token": False}))
+    assert without_camera.generate(picture)[1].shape == (2, 3, 16, 16)
 
 
 def test_without_a_vae_there_are_latents_alone(latents: Batch) -> None:
