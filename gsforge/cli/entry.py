@@ -28,7 +28,7 @@ LIGHTNING = {
     "predict": "write one .ply per object of the prediction set; with --image, of objects generated from pictures",
 }
 OTHERS = {
-    "export": ("gsforge.cli.export", "write one object of a trained run as a .ply, .splat or .spz file"),
+    "export": ("gsforge.cli.export", "write one object of a run as .ply, .splat or .spz, or the run's weights"),
     "report": ("gsforge.viewer.report", "write one HTML page about a run"),
 }
 GROUP = "gsforge.commands"

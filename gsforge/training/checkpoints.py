@@ -241,11 +241,15 @@ def initialise_from(model: LightningModule, source: str | Path) -> None:
 
     Args:
         model: model to change in place.
-        source: checkpoint file or run directory.
+        source: checkpoint file or run directory, or a folder with the weights that were released with the method.
 
     Raises:
         CheckpointError: when names or shapes show another architecture.
     """
+    folder = Path(source)
+    if callable(load_released := getattr(model, "load_released_files", None)) and any(folder.glob("*.safetensors")):
+        load_released(folder)
+        return
     weights = load_weights(source)
     own = model.state_dict()
     if differing := _differing(own, weights):

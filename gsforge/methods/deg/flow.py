@@ -21,6 +21,7 @@ from gsforge.methods.deg.evaluation import log_metrics
 from gsforge.methods.deg.flow_config import FlowNetworkConfig, FlowSamplingConfig, FlowTrainingConfig
 from gsforge.methods.deg.latent_decoder import LatentDecoder
 from gsforge.methods.deg.latents import camera_of
+from gsforge.methods.deg.released import RELEASED_TRANSFORMER, TRANSFORMER, load_released, to_released
 from gsforge.methods.deg.transformer import CAMERA_CHANNELS, FlowTransformer, Prediction
 from gsforge.methods.deg.views import Batch
 from gsforge.metrics.image import image_metrics
@@ -147,6 +148,28 @@ class DeGFlow(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
         }
+
+    # --- weights
+
+    def released_files(self) -> dict[str, dict[str, Tensor]]:
+        """The weights in the layout of the released TripoSplat.
+
+        Returns:
+            File name -> name -> tensor.
+        """
+        return {RELEASED_TRANSFORMER: to_released(self.network, TRANSFORMER)}
+
+    def load_released_files(self, folder: Path) -> None:
+        """Load the weights of the released TripoSplat.
+
+        Args:
+            folder: with the file that `released_files` names.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+            ValueError: if it is damaged, or `network` has other sizes.
+        """
+        load_released([(self.network, TRANSFORMER)], folder / RELEASED_TRANSFORMER)
 
     # --- generation
 

@@ -11,9 +11,7 @@ from gsforge.core.weights import load_weights
 from gsforge.methods.deg.config import NetworkConfig
 from gsforge.methods.deg.decoder import AttributeDecoder
 from gsforge.methods.deg.density import OctreeDensity
-from gsforge.methods.deg.released import DECODER, DENSITY, load_released
-
-RELEASED_DECODER = "triposplat_vae_decoder_fp16.safetensors"
+from gsforge.methods.deg.released import DECODER, DENSITY, RELEASED_DECODER, load_released
 
 
 class LatentDecoder(FrozenModule):

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,15 @@ from gsforge.methods.deg.encoder import PointFeatures, SetEncoder, sample_poster
 from gsforge.methods.deg.evaluation import density_picture, log_metrics, structure_metrics
 from gsforge.methods.deg.latents import quarter_turned
 from gsforge.methods.deg.losses import kl_divergence, sphere_loss, transparency, volume
+from gsforge.methods.deg.released import (
+    DECODER,
+    DENSITY,
+    ENCODER,
+    RELEASED_DECODER,
+    RELEASED_ENCODER,
+    load_released,
+    to_released,
+)
 from gsforge.methods.deg.views import Batch, Views, cameras_of, views_of
 from gsforge.metrics.image import image_metrics
 from gsforge.nn.features import FeatureExtractor, project_features
@@ -177,6 +187,31 @@ class DeGVAE(LightningModule):
                 order = order_tokens(places, sobol_anchors(count))[..., None].to(self.device)
                 found[count, turns] = tuple(part.gather(1, order.expand_as(part)) for part in posterior)
         return found
+
+    def released_files(self) -> dict[str, dict[str, Tensor]]:
+        """The weights in the layout of the released TripoSplat.
+
+        Returns:
+            File name -> name -> tensor, of the encoder, and where the stage has one of the decoder.
+        """
+        files = {RELEASED_ENCODER: to_released(self.encoder, ENCODER)}
+        if self.decoder is not None:
+            files[RELEASED_DECODER] = to_released(self.density, DENSITY) | to_released(self.decoder, DECODER)
+        return files
+
+    def load_released_files(self, folder: Path) -> None:
+        """Load the weights of the released TripoSplat.
+
+        Args:
+            folder: with the files that `released_files` names.
+
+        Raises:
+            FileNotFoundError: if one is not there.
+            ValueError: if one is damaged, or `network` has other sizes.
+        """
+        load_released([(self.encoder, ENCODER)], folder / RELEASED_ENCODER)
+        if self.decoder is not None:
+            load_released([(self.density, DENSITY), (self.decoder, DECODER)], folder / RELEASED_DECODER)
 
     def decode(self, z_BMZ: Tensor, anchors: int) -> tuple[DensitySamples, Expansion]:
         """Draw anchors from the density and decode them.

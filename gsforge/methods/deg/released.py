@@ -15,6 +15,10 @@ from torch import Tensor, nn
 
 from gsforge.methods.deg.decoder import AttributeDecoder, inverse_softplus
 
+RELEASED_ENCODER = "triposplat_vae_encoder_fp16.safetensors"
+RELEASED_DECODER = "triposplat_vae_decoder_fp16.safetensors"
+RELEASED_TRANSFORMER = "triposplat_fp16.safetensors"
+
 Rules = tuple[tuple[str, str], ...]
 
 # Ours -> theirs. All rules of a part are applied to a name, in order.

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gsforge.cli import main
 from gsforge.core.ply import load_ply
+from gsforge.core.weights import load_weights
 from gsforge.training.config import config_difference
 from gsforge.training.errors import ConfigError
 from gsforge.training.loggers import wandb_run_id
@@ -194,3 +196,26 @@ def test_pictures_stand_side_by_side() -> None:
 def test_keys_that_leave_the_folder_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match="cannot be a file name"):
         file_name(key)
+
+
+def test_weights_are_exported_with_a_card(gsforge: Any, run_dir: Path, tmp_path: Path) -> None:
+    assert gsforge("fit", "--model.init_args.width", "6") == 0
+    folder = tmp_path / "weights"
+    assert main(["export", str(run_dir), "--weights", str(folder)]) == 0
+    tensors, card = load_weights(folder)
+    checkpoint = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert tensors.keys() == checkpoint["state_dict"].keys()
+    assert all(torch.equal(tensors[name], checkpoint["state_dict"][name]) for name in tensors)
+    assert card["class"] == "tiny.TinyModel"
+    assert card["options"]["width"] == 6
+    assert card["step"] == checkpoint["global_step"]
+    assert card["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+
+
+def test_methods_without_a_released_layout_say_so(
+    gsforge: Any, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert gsforge("fit", "--trainer.max_steps", "1") == 0
+    assert main(["export", str(run_dir), "--weights", str(tmp_path / "w"), "--layout", "released"]) == 1
+    assert "TinyModel has no released layout" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()

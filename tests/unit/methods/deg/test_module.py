@@ -3,14 +3,17 @@
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from gsforge.core.weights import save_tensors
 from gsforge.methods.deg.config import EvaluationConfig
 from gsforge.methods.deg.module import DeGVAE
+from gsforge.training.checkpoints import initialise_from
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # steps are called without a trainer
 STAGES = ["structure", "appearance"]
@@ -322,3 +325,22 @@ def test_another_budget_can_be_set(build: Build, batch: Batch) -> None:
 def test_the_structure_stage_cannot_decode(build: Build) -> None:
     with pytest.raises(RuntimeError, match="decode with an 'appearance' checkpoint"):
         build().decode(torch.zeros(1, 4, 4), 8)
+
+
+# --- weights
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_weights_go_out_and_in_as_they_were_released(stage: str, build: Build, tmp_path: Path) -> None:
+    original, other = awakened(build(stage)), build(stage)
+    for name, tensors in original.released_files().items():
+        save_tensors(tmp_path / name, tensors)
+    initialise_from(other, tmp_path)
+    networks = ("encoder.", "decoder.") if stage == "appearance" else ("encoder.",)
+    loaded = other.state_dict()
+    for name, tensor in original.state_dict().items():
+        if name.startswith(networks):
+            assert torch.equal(loaded[name], tensor), name
+    next(tmp_path.glob("*encoder*")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"no released weights at .*triposplat_vae_encoder_fp16.safetensors"):
+        other.load_released_files(tmp_path)
