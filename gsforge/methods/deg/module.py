@@ -1,20 +1,15 @@
 """DeG VAE training, in three stages: structure, appearance through the renderer, and a density that learns from it."""
 
 import random
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.reconstruction import AT, BASELINE, Reconstruction
-from gsforge.core.sampling import farthest_points
-from gsforge.core.vecseq import order_tokens, sobol_anchors
 from gsforge.losses.image import PerceptualLoss, l1, ssim
 from gsforge.methods.deg.config import (
     ContributionConfig,
@@ -25,28 +20,17 @@ from gsforge.methods.deg.config import (
     Stage,
 )
 from gsforge.methods.deg.contribution import contribution_tokens, removal_metrics, render_with_contribution
-from gsforge.methods.deg.decoder import AttributeDecoder, Expansion
-from gsforge.methods.deg.density import DensitySamples, OctreeDensity
-from gsforge.methods.deg.encoder import PointFeatures, SetEncoder, sample_posterior
+from gsforge.methods.deg.encoder import sample_posterior
 from gsforge.methods.deg.evaluation import density_picture, log_metrics, structure_metrics
-from gsforge.methods.deg.latents import quarter_turned
 from gsforge.methods.deg.losses import kl_divergence, sphere_loss, transparency, volume
-from gsforge.methods.deg.released import (
-    DECODER,
-    DENSITY,
-    ENCODER,
-    RELEASED_DECODER,
-    RELEASED_ENCODER,
-    load_released,
-    to_released,
-)
-from gsforge.methods.deg.views import Batch, Views, cameras_of, views_of
+from gsforge.methods.deg.vae import GaussianVAE
+from gsforge.methods.deg.views import Batch, Views, views_of
 from gsforge.metrics.image import image_metrics
-from gsforge.nn.features import FeatureExtractor, project_features
-from gsforge.render import RenderSettings, rasterize
+from gsforge.nn.features import FeatureExtractor
+from gsforge.render import RenderSettings
 
 
-class DeGVAE(LightningModule):
+class DeGVAE(GaussianVAE):
     """Gaussian VAE with a learned density (DeG / TripoSplat, arXiv 2605.16355).
 
     Stage `structure` trains the encoder and the octree density on surface points. Stage `appearance` adds the second
@@ -54,8 +38,6 @@ class DeGVAE(LightningModule):
     checkpoint (`init_from`). In stage `refinement`, from an appearance checkpoint, the density also learns to put
     Gaussians where they lower the rendering loss.
     """
-
-    new_in_stage = ("encoder.appearance", "decoder.")
 
     def __init__(
         self,
@@ -95,150 +77,10 @@ class DeGVAE(LightningModule):
         Raises:
             ValueError: for a combination of settings that cannot train.
         """
-        super().__init__()
-        self.stage, self.network, self.sampling, self.loss, self.render = stage, network, sampling, loss, render
-        self.contribution, self.evaluation = contribution, evaluation
-        self.budget: int | None = None
+        super().__init__(semantic_features, appearance_features, stage, network, sampling, render)
+        self.loss, self.contribution, self.evaluation = loss, contribution, evaluation
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
-        self._check(appearance_features)
-        self.semantic_features = semantic_features
-        self.appearance_features = None if stage == "structure" else appearance_features
-        self.encoder = SetEncoder(
-            network,
-            semantic_features.channels,
-            self.appearance_features.channels if self.appearance_features is not None else None,
-        )
-        self.density = OctreeDensity(network)
-        self.decoder = None if stage == "structure" else AttributeDecoder(network)
         self.perceptual = PerceptualLoss(vgg_weights) if self.decoder is not None and loss.lpips > 0 else None
-
-    def _check(self, appearance_features: FeatureExtractor | None) -> None:
-        sampling = self.sampling
-        if max(sampling.tokens) > sampling.context_points:
-            raise ValueError(
-                f"sampling.tokens: {max(sampling.tokens)} query points cannot be chosen from "
-                f"sampling.context_points {sampling.context_points}; lower one or raise the other"
-            )
-        if sampling.target_points > sampling.context_points:
-            raise ValueError(
-                f"sampling.target_points {sampling.target_points} is a subset of sampling.context_points "
-                f"{sampling.context_points} and cannot be larger"
-            )
-        if self.stage == "structure":
-            return
-        if (fewest := sampling.fewest_anchors or sampling.anchors) < 2:
-            raise ValueError(f"sampling.anchors: the sphere loss compares anchors, so 2 or more, got {fewest}")
-        if appearance_features is None:
-            raise ValueError(f"stage {self.stage!r} needs appearance_features, the extractor of the second feature set")
-
-    # --- the model
-
-    def encode(self, batch: Batch, tokens: int) -> tuple[Tensor, Tensor]:
-        """Posterior of the latent of every object.
-
-        Args:
-            batch: points [B, 2 S, 3] in the world, of which each feature set takes half, and the views that feed it.
-            tokens: number M of latent tokens.
-
-        Returns:
-            mean, log_variance: [B, M, latent_channels].
-        """
-        sets = self.feature_sets(batch)
-        return self.encoder(farthest_points(sets[0][0], tokens), *sets)
-
-    def feature_sets(self, batch: Batch) -> list[PointFeatures]:
-        """What the encoder reads of the objects.
-
-        Args:
-            batch: as for `encode`.
-
-        Returns:
-            Points [B, S, 3] in [0, 1] and their features [B, S, channels], of the one or two kinds that the stage has.
-        """
-        count = self.sampling.context_points
-        extractors = [self.semantic_features, self.appearance_features]
-        return [
-            self._feature_set(batch, slice(number * count, (number + 1) * count), extractor)
-            for number, extractor in enumerate(extractors)
-            if extractor is not None
-        ]
-
-    @torch.no_grad()
-    def ordered_latents(
-        self, batch: Batch, tokens: Sequence[int], quarter_turns: Sequence[int]
-    ) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
-        """Posteriors of turned objects, their tokens in the order of the anchors (VecSeq): what the flow model learns.
-
-        Args:
-            batch: as for training.
-            tokens: numbers M of latent tokens.
-            quarter_turns: numbers of quarter turns of the objects about the vertical axis, from x to y.
-
-        Returns:
-            (M, turns) -> mean and log-variance, each [B, M, latent_channels].
-        """
-        sets = self.feature_sets(batch)
-        queries, found = farthest_points(sets[0][0], max(tokens)), {}
-        for turns in quarter_turns:
-            turned = [(quarter_turned(points, turns), features) for points, features in sets]
-            for count in tokens:
-                places = quarter_turned(queries[:, :count], turns)  # the farthest points of a smaller number come first
-                posterior = self.encoder(places, *turned)
-                order = order_tokens(places, sobol_anchors(count))[..., None].to(self.device)
-                found[count, turns] = tuple(part.gather(1, order.expand_as(part)) for part in posterior)
-        return found
-
-    def released_files(self) -> dict[str, dict[str, Tensor]]:
-        """The weights in the layout of the released TripoSplat.
-
-        Returns:
-            File name -> name -> tensor, of the encoder, and where the stage has one of the decoder.
-        """
-        files = {RELEASED_ENCODER: to_released(self.encoder, ENCODER)}
-        if self.decoder is not None:
-            files[RELEASED_DECODER] = to_released(self.density, DENSITY) | to_released(self.decoder, DECODER)
-        return files
-
-    def load_released_files(self, folder: Path) -> None:
-        """Load the weights of the released TripoSplat.
-
-        Args:
-            folder: with the files that `released_files` names.
-
-        Raises:
-            FileNotFoundError: if one is not there.
-            ValueError: if one is damaged, or `network` has other sizes.
-        """
-        load_released([(self.encoder, ENCODER)], folder / RELEASED_ENCODER)
-        if self.decoder is not None:
-            load_released([(self.density, DENSITY), (self.decoder, DECODER)], folder / RELEASED_DECODER)
-
-    def decode(self, z_BMZ: Tensor, anchors: int) -> tuple[DensitySamples, Expansion]:
-        """Draw anchors from the density and decode them.
-
-        Args:
-            z_BMZ: [B, M, latent_channels].
-            anchors: budget P; P K Gaussians come out.
-
-        Returns:
-            The anchors, whose log-probabilities carry a gradient in the refinement stage, and their Gaussians.
-
-        Raises:
-            RuntimeError: in the structure stage, which has no decoder.
-        """
-        if self.decoder is None:
-            raise RuntimeError("stage 'structure' has no attribute decoder: decode with an 'appearance' checkpoint")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage == "refinement"):
-            drawn = self.density.sample(z_BMZ, anchors)
-        return drawn, self.decoder(drawn.points, z_BMZ)
-
-    def _feature_set(self, batch: Batch, part: slice, extractor: FeatureExtractor) -> PointFeatures:
-        views = slice(0, self.sampling.feature_views)
-        points = batch["points"][:, part]
-        images = batch["images"][:, views] * batch["alphas"][:, views]
-        maps = extractor(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        depths = batch["depths"][:, views] if self.sampling.check_visibility else None
-        return points + 0.5, project_features(maps, cameras_of(batch, views), points, depths)
 
     # --- training
 
@@ -281,7 +123,7 @@ class DeGVAE(LightningModule):
             rendered, loss = render_with_contribution(gaussians, views, tokens, self.contribution, self.render)
             terms["contribution"] = loss.mean()
         else:
-            rendered = self._render(gaussians, views)
+            rendered = self.draw(gaussians, views)
         return terms | self._image_terms(rendered.flatten(0, 1), views.target.flatten(0, 1))
 
     def _image_terms(self, rendered: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -298,9 +140,6 @@ class DeGVAE(LightningModule):
     def _anchors_of_step(self) -> int:
         most, fewest = self.sampling.anchors, self.sampling.fewest_anchors
         return most if fewest is None else random.Random(f"{self.seed}/{self.global_step}/P").randint(fewest, most)
-
-    def _render(self, gaussians: Gaussians, views: Views) -> Tensor:
-        return rasterize(gaussians, views.cameras, backgrounds=views.backgrounds, settings=self.render).rgb
 
     @property
     def _held_back(self) -> slice:
@@ -325,18 +164,6 @@ class DeGVAE(LightningModule):
         }
 
     # --- evaluation
-
-    def set_budget(self, gaussians: int) -> None:
-        """Decode to another number of Gaussians than `sampling.anchors` gives, from the next evaluation on.
-
-        Args:
-            gaussians: about how many; each anchor has K.
-
-        Raises:
-            ValueError: for less than one anchor.
-        """
-        self._anchors_for(gaussians)
-        self.budget = gaussians
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Reconstruction:
         """Reconstruct objects: Gaussians and their renders beside the ground truth of views the encoder did not see.
@@ -372,8 +199,8 @@ class DeGVAE(LightningModule):
             images = {"ground truth": views.target}
             gaussians = None
             if self.decoder is not None:
-                _, (gaussians, _) = self.decode(z_BMZ, self._anchors_for(self.budget))
-                images["render"] = self._render(gaussians, views).clamp(0, 1)
+                _, (gaussians, _) = self.decode(z_BMZ, self.anchors_for(self.budget))
+                images["render"] = self.draw(gaussians, views).clamp(0, 1)
                 metrics |= self._quality(images["render"], views.target)
                 if thorough:
                     self._measure_budgets(z_BMZ, views, images, metrics)
@@ -386,8 +213,8 @@ class DeGVAE(LightningModule):
     ) -> None:
         """Add a picture and metrics for each of the budgets."""
         for budget in self.evaluation.budgets:
-            _, (gaussians, _) = self.decode(z_BMZ, self._anchors_for(budget))
-            rendered = self._render(gaussians, views).clamp(0, 1)
+            _, (gaussians, _) = self.decode(z_BMZ, self.anchors_for(budget))
+            rendered = self.draw(gaussians, views).clamp(0, 1)
             images[f"{budget} Gaussians"] = rendered
             quality = self._quality(rendered, views.target)
             metrics |= {f"{name}{AT}{budget}": value for name, value in quality.items() if BASELINE not in name}
@@ -405,14 +232,6 @@ class DeGVAE(LightningModule):
             with torch.autocast(self.device.type, enabled=False):
                 metrics["lpips"] = self.perceptual(rendered, target).mean(1)
         return metrics
-
-    def _anchors_for(self, gaussians: int | None) -> int:
-        per_anchor = self.network.gaussians_per_anchor
-        if gaussians is None:
-            return self.sampling.anchors
-        if gaussians < per_anchor:
-            raise ValueError(f"a budget of {gaussians} Gaussians is less than the {per_anchor} of one anchor")
-        return round(gaussians / per_anchor)
 
     def _check_batch(self, batch: Batch) -> None:
         points, views = batch["points"].shape[1], batch["images"].shape[1]
