@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from datamodules.conditions import Conditions
 from datamodules.samples import Members
 
 KIND = "objects"
@@ -26,6 +27,7 @@ class ObjectRecord:
         world_to_camera: [V, 4, 4] float32.
         intrinsics: [V, 3, 3] float32, pixels.
         depth_range: the depths that stand for the lowest and highest stored value.
+        conditions: the condition views, none in older sets.
     """
 
     views: int
@@ -34,6 +36,7 @@ class ObjectRecord:
     world_to_camera: Tensor
     intrinsics: Tensor
     depth_range: tuple[float, float]
+    conditions: Conditions
 
     @classmethod
     def read(cls, members: Members) -> "ObjectRecord":
@@ -61,6 +64,7 @@ class ObjectRecord:
                 world_to_camera=torch.tensor(content["world_to_camera"], dtype=torch.float32),
                 intrinsics=torch.tensor(content["intrinsics"], dtype=torch.float32),
                 depth_range=(near, far),
+                conditions=Conditions.from_record(content),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise members.error(f"record is incomplete: {type(error).__name__}: {error}") from error
@@ -101,9 +105,9 @@ def read_view(members: Members, record: ObjectRecord, view: int) -> dict[str, Te
         SampleError: if an image is missing, damaged, or has another size or format.
     """
     size = record.size
-    color = _image(members, f"color.{view:03d}.png", (size, size, 4), np.uint8)
-    depth = _image(members, f"depth.{view:03d}.png", (size, size), np.uint16)
-    normal = _image(members, f"normal.{view:03d}.png", (size, size, 3), np.uint8)
+    color = members.array(f"color.{view:03d}.png", (size, size, 4), np.uint8)
+    depth = members.array(f"depth.{view:03d}.png", (size, size), np.uint16)
+    normal = members.array(f"normal.{view:03d}.png", (size, size, 3), np.uint8)
     near, far = record.depth_range
     metric = near + (depth.astype(np.float32) - 1) * ((far - near) / DEPTH_LEVELS)
     rgba = torch.from_numpy(color / np.float32(255)).permute(2, 0, 1)
@@ -115,13 +119,6 @@ def read_view(members: Members, record: ObjectRecord, view: int) -> dict[str, Te
         "depth": torch.from_numpy(np.where(depth > 0, metric, np.float32(0)))[None],
         "normal": normalize(directions, dim=0) * hit,
     }
-
-
-def _image(members: Members, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    image = members.decode(name)
-    if image.shape != shape or image.dtype != dtype:
-        raise members.error(f"{name} is {image.dtype}{list(image.shape)}, expected {np.dtype(dtype)}{list(shape)}")
-    return image
 
 
 def read_points(members: Members, record: ObjectRecord) -> dict[str, np.ndarray]:
@@ -139,11 +136,7 @@ def read_points(members: Members, record: ObjectRecord) -> dict[str, np.ndarray]
     """
     arrays = {}
     for name, dtype in (("points", np.float32), ("point_normals", np.float16), ("point_colors", np.uint8)):
-        array = members.decode(f"{name}.npy")
-        if array.shape != (record.points, 3) or array.dtype != dtype:
-            raise members.error(
-                f"{name}.npy is {array.dtype}{list(array.shape)}, expected {np.dtype(dtype)}[{record.points}, 3]"
-            )
+        array = members.array(f"{name}.npy", (record.points, 3), dtype)
         if not np.isfinite(array).all():
             raise members.error(f"{name}.npy holds NaN or infinite values")
         arrays[name] = array

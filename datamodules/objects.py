@@ -9,9 +9,9 @@ from torch.nn.functional import avg_pool2d
 
 from datamodules.base import ShardDataModule
 from datamodules.errors import DataError, SampleError
-from datamodules.loading import Assemble, Sample
+from datamodules.loading import Sample
 from datamodules.object_format import KIND, ObjectRecord, read_points, read_view
-from datamodules.samples import Members, SampleStore
+from datamodules.samples import Members, SampleStore, first_record
 from gsforge.core.sampling import farthest_point_sampling
 
 
@@ -162,7 +162,7 @@ class ObjectsDataModule(ShardDataModule):
         )
         self._views, self._points, self._eval_views, self._image_size = views, points, eval_views, image_size
 
-    def assembler(self, store: SampleStore, training: bool) -> Assemble:
+    def assembler(self, store: SampleStore, training: bool) -> ObjectAssembler:
         """Settings that the first readable object can give.
 
         Args:
@@ -175,7 +175,7 @@ class ObjectsDataModule(ShardDataModule):
         Raises:
             DataError: if it cannot, or the first objects are all unreadable.
         """
-        record, members = _first_record(store)
+        record, members = first_record(store, ObjectRecord.read)
         views = self._views if training else self._eval_views
         assembler = ObjectAssembler(views, self._points, self._image_size or record.size)
         try:
@@ -183,14 +183,3 @@ class ObjectsDataModule(ShardDataModule):
         except SampleError as error:
             raise DataError(str(error)) from error
         return assembler
-
-
-def _first_record(store: SampleStore) -> tuple[ObjectRecord, Members]:
-    reasons: list[SampleError] = []
-    for index in range(min(len(store), 10)):
-        try:
-            members = store.read(index)
-            return ObjectRecord.read(members), members
-        except SampleError as error:
-            reasons.append(error)
-    raise DataError(f"none of the first {len(reasons)} objects can be used: {reasons[0]}")

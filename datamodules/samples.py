@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import numpy as np
@@ -35,6 +35,10 @@ def _decode_arrays(content: bytes) -> dict[str, np.ndarray]:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return dict(arrays)
 
+
+Record = TypeVar("Record")
+
+_TRIED = 10  # samples, to find one that can be used
 
 # The only formats that are ever read from a shard. None of them can run code.
 DECODERS: Mapping[str, Callable[[bytes], Any]] = {
@@ -86,6 +90,25 @@ class Members:
             return DECODERS[name.rpartition(".")[2]](self.content[name])
         except _DAMAGE as error:
             raise self.error(f"member {name!r} is damaged: {type(error).__name__}: {error}") from error
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        """Decode a member that is an image or an array of known shape and type.
+
+        Args:
+            name: member name without the key.
+            shape: its shape.
+            dtype: its numpy type.
+
+        Returns:
+            The array.
+
+        Raises:
+            SampleError: if the member is missing, damaged, or has another shape or type.
+        """
+        array = self.decode(name)
+        if array.shape != shape or array.dtype != dtype:
+            raise self.error(f"{name} is {array.dtype}{list(array.shape)}, expected {np.dtype(dtype)}{list(shape)}")
+        return array
 
     def error(self, reason: str) -> SampleError:
         """An error about this sample.
@@ -147,6 +170,7 @@ class SampleStore:
         samples = [sample for _, shard in shards for sample in shard.samples]
         if not samples:
             raise DataError("a data set without samples was given")
+        self.set_starts = np.cumsum([0, *(index.samples for index in indices.values())])[:-1].tolist()
         self.addresses = [address for address, _ in shards]
         self.shard_sizes = np.array([len(shard.samples) for _, shard in shards])
         self.fingerprint = zlib.crc32("".join(shard.sha256 for _, shard in shards).encode())
@@ -192,3 +216,27 @@ class SampleStore:
         if zlib.crc32(extent) != crc32:
             raise SampleError(f"{self.name(index)}: checksum differs; the shard is damaged, see `gsforge data check`")
         return parse_members(key, address, extent)
+
+
+def first_record(store: SampleStore, read: Callable[[Members], Record], start: int = 0) -> tuple[Record, Members]:
+    """The record of the first sample that can be used.
+
+    Args:
+        store: one or several sets.
+        read: reads the record of a sample; raises SampleError if it cannot.
+        start: where to begin; a few samples from there on are tried.
+
+    Returns:
+        The record, and the files of its sample.
+
+    Raises:
+        DataError: if none of the samples tried can be used.
+    """
+    reasons: list[SampleError] = []
+    for index in range(start, min(len(store), start + _TRIED)):
+        try:
+            members = store.read(index)
+            return read(members), members
+        except SampleError as error:
+            reasons.append(error)
+    raise DataError(f"none of {len(reasons)} samples tried can be used: {reasons[0]}")

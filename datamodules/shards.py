@@ -2,13 +2,17 @@
 
 import contextlib
 import hashlib
+import io
 import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.errors import DataError
 from datamodules.files import atomic_file
@@ -27,6 +31,20 @@ class EncodedSample(NamedTuple):
 
     key: str
     members: dict[str, bytes]
+
+
+def encode_npy(array: NDArray[Any]) -> bytes:
+    """The content of a .npy member.
+
+    Args:
+        array: of any shape; its type is no object type.
+
+    Returns:
+        The file.
+    """
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
 
 
 def write_shard(path: Path, samples: Iterable[EncodedSample]) -> ShardEntry | None:

@@ -15,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from datamodules.conditions import member_name
 from datamodules.errors import DataError
 from datamodules.object_format import DEPTH_LEVELS, RECORD_SCHEMA
+from datamodules.prepare.condition_views import draw_cameras, render_conditions
 from datamodules.prepare.mesh import MeshError, TexturedMesh, load_mesh, normalise
+from datamodules.prepare.plan import Source
 from datamodules.prepare.raycast import Views, render_views
-from datamodules.prepare.sets import Source
 from datamodules.prepare.surface import sample_surface
 from datamodules.prepare.toy import toy_object
-from datamodules.shards import EncodedSample
+from datamodules.shards import EncodedSample, encode_npy
 from gsforge.core.cameras import cameras_around, sphere_hammersley
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
@@ -44,6 +46,8 @@ class ObjectSettings:
         radius: distance of the cameras from the centre; objects are one unit wide.
         seed: seed of the camera layouts and surface points.
         up: the axis that points up in mesh files; by default as their format says.
+        condition_views: views of each object for conditioning, from other cameras than `views`; see `draw_cameras`.
+        condition_size: side of their images in pixels.
     """
 
     views: int = 150
@@ -54,10 +58,14 @@ class ObjectSettings:
     radius: float = 2.0
     seed: int = 0
     up: Literal["y", "z"] | None = None
+    condition_views: int = 0
+    condition_size: int = 1024
 
     def __post_init__(self) -> None:
-        if min(self.views, self.size, self.supersampling, self.points) < 1:
-            raise DataError("views, size, supersampling and points must be at least 1")
+        if min(self.views, self.size, self.supersampling, self.points, self.condition_size) < 1:
+            raise DataError("views, size, supersampling, points and condition size must be at least 1")
+        if not 0 <= self.condition_views <= 1000:
+            raise DataError(f"condition views: expected 0 to 1000, got {self.condition_views}")
         if not 0 < self.fov_degrees < 170:
             raise DataError(f"a field of view of {self.fov_degrees} degrees is not between 0 and 170")
         if self.radius <= _HALF_DIAGONAL:
@@ -69,9 +77,12 @@ class ObjectSettings:
         """All settings as JSON values.
 
         Returns:
-            The settings by name.
+            The settings by name; without those of condition views, if there are none.
         """
-        return asdict(self)
+        settings = asdict(self)
+        if not self.condition_views:
+            del settings["condition_views"], settings["condition_size"]
+        return settings
 
 
 def find_meshes(folder: Path) -> list[Source]:
@@ -159,7 +170,7 @@ def encode_object(
         family: kind of a generated object, for its record.
 
     Returns:
-        The sample: record, colour, depth and normal images of each view, and surface points.
+        The sample: record, colour, depth and normal images of each view, surface points, and condition views.
 
     Raises:
         MeshError: if the mesh has no extent or no surface.
@@ -189,14 +200,30 @@ def encode_object(
         "points": settings.points,
         "seed": seed,
     }
-    members = {"record.json": json.dumps(record).encode()}
-    members |= _encode_views(render_views(mesh, cameras, settings.supersampling), depth_range)
+    conditions, pictures = _conditions(mesh, settings, source)
+    members = {"record.json": json.dumps(record | conditions).encode()}
+    members |= _encode_views(render_views(mesh, cameras, settings.supersampling), depth_range) | pictures
     arrays: dict[str, NDArray[Any]] = {
         "points": surface.points,
         "point_normals": surface.normals,
         "point_colors": surface.colors,
     }
-    return EncodedSample(source.key, members | {f"{name}.npy": _encode_npy(array) for name, array in arrays.items()})
+    return EncodedSample(source.key, members | {f"{name}.npy": encode_npy(array) for name, array in arrays.items()})
+
+
+def _conditions(
+    mesh: TexturedMesh, settings: ObjectSettings, source: Source
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The record's part about condition views, and their images."""
+    count, size = settings.condition_views, settings.condition_size
+    if not count:
+        return {}, {}
+    # A generator of their own, so that the other draws are the same with and without condition views.
+    random = np.random.RandomState(zlib.crc32(f"{settings.seed}/{source.name}/conditions".encode()))
+    cameras = draw_cameras(count, random)
+    views = render_conditions(mesh, cameras, size, settings.supersampling)
+    images = {member_name(view): _encode_png(image) for view, image in enumerate(views.color)}
+    return {"conditions": {"size": size, "cameras": cameras.tolist()}}, images
 
 
 def _encode_views(views: Views, depth_range: tuple[float, float]) -> dict[str, bytes]:
@@ -216,10 +243,4 @@ def _encode_views(views: Views, depth_range: tuple[float, float]) -> dict[str, b
 def _encode_png(image: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "png", compress_level=_PNG_LEVEL)
-    return stream.getvalue()
-
-
-def _encode_npy(array: NDArray[Any]) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array, allow_pickle=False)
     return stream.getvalue()

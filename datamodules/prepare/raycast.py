@@ -20,6 +20,7 @@ _SKY = np.array([0.34, 0.2, 0.92], np.float32) / np.float32(np.linalg.norm([0.34
 _RAYS_AT_ONCE = 1 << 18
 _MAX_LAYERS = 16
 _STEP_BEHIND = 2e-5  # past a surface that a ray goes through; objects are one unit wide
+_FAR, _NEAR = 100.0, 2.0  # from farther than the first, rays start this near: 32 bits are too coarse for the whole way
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,14 @@ def _render_window(
     forward = camera.world_to_camera[0, 2, :3].numpy().astype(np.float32)
     focal = float(camera.intrinsics[0, 0, 0])
     height, width, s = camera.height, camera.width, supersampling
+    distance = float(camera.centers.norm())
+    skipped = distance - _NEAR if distance > _FAR else 0.0
 
     def cast(samples_per_side: int) -> tuple[_Samples, NDArray[np.float32]]:
-        rays = camera.rays(samples_per_side)
+        centers, towards = camera.rays(samples_per_side)
+        rays = (centers + skipped * towards, towards)
         origins, directions = (tensor.reshape(-1, 3).numpy().astype(np.float32) for tensor in rays)
-        samples = caster.cast(origins, directions, forward / (focal * samples_per_side))
+        samples = caster.cast(origins, directions, forward / (focal * samples_per_side), skipped)
         return samples, (samples.distance * (directions @ forward)).astype(np.float32)
 
     samples, depth = cast(s)
@@ -151,14 +155,19 @@ class _Caster:
         )
 
     def cast(
-        self, origins: NDArray[np.float32], directions: NDArray[np.float32], spread: NDArray[np.float32]
+        self,
+        origins: NDArray[np.float32],
+        directions: NDArray[np.float32],
+        spread: NDArray[np.float32],
+        skipped: float,
     ) -> _Samples:
         """Follow rays through translucent surfaces to the first opaque one.
 
         Args:
-            origins: [n, 3].
+            origins: [n, 3], where the rays start.
             directions: [n, 3] of unit length.
             spread: [3]; its product with a ray's vector from the camera is the width of a sample there.
+            skipped: distance of the origins from the camera.
         """
         samples = _Samples.empty(len(origins))
         rays = np.arange(len(origins))
@@ -172,7 +181,8 @@ class _Caster:
             rays, travelled = rays[found], travelled[found] + hits["tfar"][found]
             u, v = hits["u"][found], hits["v"][found]
             barycentric = np.stack([1 - u - v, u, v], axis=1)
-            self._shade(samples, rays, directions, spread, travelled, hits["primID"][found], barycentric)
+            distances = travelled + np.float32(skipped)
+            self._shade(samples, rays, directions, spread, distances, hits["primID"][found], barycentric)
             through = np.flatnonzero(samples.alpha[rays] < 1 - 1 / 255)
             if not through.size:
                 break

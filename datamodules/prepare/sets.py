@@ -4,12 +4,12 @@ The work is cut into shards beforehand, by the order of the sources. A finished 
 folder `.prepare`; the index is put together from the manifests once all are there. So nothing is locked or done twice.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -19,88 +19,15 @@ from rich.text import Text
 from datamodules.errors import DataError
 from datamodules.files import atomic_file
 from datamodules.index import Index, ShardEntry, write_index
+from datamodules.prepare.plan import STATE_NAME, SetPlan, Source
 from datamodules.prepare.pool import Failure, Pool
 from datamodules.shards import EncodedSample, write_shard
 
-_SCHEMA = 1
-_STATE = ".prepare"
 FAILURES_NAME = "failures.jsonl"
 
 
-class Source(NamedTuple):
-    """One sample to be made.
-
-    Attributes:
-        key: its name in the set.
-        name: where it comes from: a path below the raw folder, or the name of a generated object.
-        number: its place in the list of sources.
-    """
-
-    key: str
-    name: str
-    number: int
-
-
-@dataclass(frozen=True)
-class SetPlan:
-    """What a set is made of; a run that continues must have the same.
-
-    Attributes:
-        out: folder of the set.
-        kind: what a sample is.
-        settings: everything that decides on the content of the samples, as JSON values.
-        sources: all samples of the set, whichever rank makes them.
-        shard_size: samples in a shard.
-    """
-
-    out: Path
-    kind: str
-    settings: dict[str, Any]
-    sources: Sequence[Source]
-    shard_size: int
-
-    @property
-    def shards(self) -> int:
-        """Number of shards."""
-        return -(-len(self.sources) // self.shard_size)
-
-    def shard_sources(self, number: int) -> Sequence[Source]:
-        """The sources of one shard.
-
-        Args:
-            number: of the shard, 0 <= number < shards.
-
-        Returns:
-            Its sources; the last shard may have fewer than `shard_size`.
-        """
-        return self.sources[number * self.shard_size : (number + 1) * self.shard_size]
-
-    def manifest(self, number: int) -> Path:
-        """Where the manifest of a finished shard lies.
-
-        Args:
-            number: of the shard, 0 <= number < shards.
-
-        Returns:
-            The path, whether or not the file is there.
-        """
-        return self.out / _STATE / f"shard-{number:06d}.json"
-
-    def describe(self) -> dict[str, Any]:
-        """What must not change between two runs into the same folder.
-
-        Returns:
-            The settings with the kind, shard size, number and hash of the sources, as JSON values.
-        """
-        names = hashlib.sha256("\n".join(source.name for source in self.sources).encode()).hexdigest()
-        return {
-            "schema": _SCHEMA,
-            "kind": self.kind,
-            "shard_size": self.shard_size,
-            "sources": len(self.sources),
-            "sources_sha256": names,
-            **self.settings,
-        }
+Make = Callable[[Sequence[Sequence[Source]]], Iterable[EncodedSample | Failure]]
+"""Gives for the sources of some shards, one after the other, their samples, or why there is none."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +63,7 @@ def write_set(
     rank: int = 0,
     world: int = 1,
 ) -> SetSummary:
-    """Make this rank's part of a set, except for what is finished; write the index if nothing is missing then.
+    """Make this rank's part of a set sample by sample, except for what is finished.
 
     Args:
         plan: what to make.
@@ -154,13 +81,34 @@ def write_set(
     Raises:
         DataError: if the folder belongs to another plan, the disk is full, or no source at all could be used.
     """
+    with Pool(recipe, expected, workers, timeout) as pool:
+        return write_shards(plan, lambda shards: chain.from_iterable(map(pool.run, shards)), console, rank, world)
+
+
+def write_shards(plan: SetPlan, make: Make, console: Console, rank: int = 0, world: int = 1) -> SetSummary:
+    """Make this rank's part of a set, except for what is finished; write the index if nothing is missing then.
+
+    Args:
+        plan: what to make.
+        make: makes the samples of shards.
+        console: where progress is shown.
+        rank: which part, 0 <= rank < world.
+        world: number of parts.
+
+    Returns:
+        State of the whole set, with what other ranks have finished.
+
+    Raises:
+        DataError: if the folder belongs to another plan, the disk is full, or no source at all could be used.
+    """
     _adopt(plan)
     todo = [number for number in range(rank, plan.shards, world) if _finished(plan, number) is None]
-    total = sum(len(plan.shard_sources(number)) for number in todo)
-    with _progress(console) as progress, Pool(recipe, expected, workers, timeout) as pool:
-        bar = progress.add_task(plan.kind, total=total)
+    shards = [plan.shard_sources(number) for number in todo]
+    with _progress(console) as progress:
+        bar = progress.add_task(plan.kind, total=sum(map(len, shards)))
+        results = iter(make(shards))
         for number in todo:
-            shard, failures = _write_one(plan, number, pool, lambda: progress.advance(bar))
+            shard, failures = _write_one(plan, number, results, lambda: progress.advance(bar))
             for failure in failures:
                 reason = failure["reason"].removeprefix(f"{Path(failure['source']).name}: ")
                 console.print(f"left out {failure['source']}: {reason}", style="yellow")
@@ -171,7 +119,7 @@ def write_set(
 
 def _adopt(plan: SetPlan) -> None:
     """Claim the folder for this plan, or see that it is the one that was begun there."""
-    path, wanted = plan.out / _STATE / "plan.json", plan.describe()
+    path, wanted = plan.out / STATE_NAME / "plan.json", plan.describe()
     if not path.exists():
         if plan.out.exists() and any(plan.out.iterdir()) and not path.parent.exists():
             raise DataError(f"{plan.out} is not empty and was not begun by this command; give a new folder as --out")
@@ -207,14 +155,14 @@ def _finished(plan: SetPlan, number: int) -> dict[str, Any] | None:
 
 
 def _write_one(
-    plan: SetPlan, number: int, pool: Pool[Source, EncodedSample], advance: Callable[[], None]
+    plan: SetPlan, number: int, results: Iterator[EncodedSample | Failure], advance: Callable[[], None]
 ) -> tuple[ShardEntry | None, list[dict[str, str]]]:
     """Make one shard; returns its index entry, if any source could be used, and what could not."""
     failures: list[dict[str, str]] = []
 
     def samples() -> Iterator[EncodedSample]:
-        sources = plan.shard_sources(number)
-        for source, result in zip(sources, pool.run(sources), strict=True):
+        for source in plan.shard_sources(number):
+            result = next(results)
             if isinstance(result, Failure):
                 failures.append({"source": source.name, "key": source.key, "reason": result.reason})
             else:

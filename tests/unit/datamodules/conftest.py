@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.commands import main
 from datamodules.index import Index, write_index
 from datamodules.shards import EncodedSample, write_shard
 
@@ -29,3 +30,12 @@ def write_numbers(tmp_path: Path) -> WriteSet:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def conditioned_objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six toy objects in 3 shards: 5 views of 32 px, 512 points, 3 condition views. Shared: copy before a change."""
+    folder = tmp_path_factory.mktemp("conditioned") / "objects"
+    sizes = "--count 6 --views 5 --size 32 --points 512 --shard-size 2 --condition-views 3 --condition-size 40"
+    assert main(["toy", "objects", "--out", str(folder), "--seed", "3", *sizes.split()]) == 0
+    return folder

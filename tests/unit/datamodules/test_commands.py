@@ -60,7 +60,9 @@ def test_prepare_a_folder_with_a_broken_mesh(tmp_path, capsys):
         (["toy", "objects", "--out", "{tmp}/o", "--count", "0"], "at least 1 object"),
         (["toy", "objects", "--out", "{tmp}/o", "--radius", "0.1"], "cameras inside the object"),
         (["toy", "objects", "--out", "{tmp}/o", "--shard-size", "0"], "--shard-size must be at least 1"),
+        (["toy", "objects", "--out", "{tmp}/o", "--condition-views", "-1"], "condition views: expected 0 to 1000"),
         (["toy", "objects", "--out", "/proc/nothing/o", "--count", "1"], "/proc/nothing"),
+        (["encode", "{tmp}", "--data", "{tmp}", "--out", "{tmp}/o"], "{tmp} holds no config.yaml"),
     ],
 )
 def test_expected_errors_are_one_clear_message(tmp_path, capsys, arguments, message):
@@ -94,14 +96,24 @@ def test_a_rank_outside_the_world_is_refused(tmp_path, capsys):
     assert "rank must be from 0 to world - 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["toy"], ["toy", "objects"], ["prepare", "scenes"], ["check", "a", "--x"]])
+def test_sets_of_another_kind_are_neither_checked_nor_shown(write_numbers, tmp_path, capsys):
+    folder = str(write_numbers([1]))
+    assert main(["check", folder]) == 1
+    assert "is a set of numbers; this gsforge checks sets of objects, latents" in capsys.readouterr().err
+    assert main(["show", folder, "--out", str(tmp_path / "a.png")]) == 1
+    assert "is a set of numbers; this gsforge shows sets of objects, latents" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["toy"], ["encode", "run"], ["toy", "objects"], ["prepare", "scenes"], ["check", "a", "--x"]]
+)
 def test_wrong_usage_exits_with_2(arguments):
     with pytest.raises(SystemExit) as exit_info:
         main(arguments)
     assert exit_info.value.code == 2
 
 
-@pytest.mark.parametrize("arguments", [[], ["prepare", "objects"], ["toy", "objects"], ["check"], ["show"]])
+@pytest.mark.parametrize("arguments", [[], ["prepare", "objects"], ["toy", "objects"], ["encode"], ["check"], ["show"]])
 def test_help_is_fast_and_heavy_libraries_stay_out(arguments):
     code = (
         "import sys\nfrom datamodules.commands import main\n"

@@ -14,7 +14,7 @@ from datamodules.prepare.objects import (
     make_toy_object,
     toy_sources,
 )
-from datamodules.prepare.sets import Source
+from datamodules.prepare.plan import Source
 
 SMALL = ObjectSettings(views=3, size=16, points=64, supersampling=1)
 

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from datamodules.errors import DataError
 from datamodules.index import read_index
-from datamodules.prepare.sets import SetPlan, SetSummary, Source, write_set
+from datamodules.prepare.plan import SetPlan, Source
+from datamodules.prepare.sets import SetSummary, write_set
 from datamodules.shards import EncodedSample
 
 

@@ -1,0 +1,207 @@
+"""The DataModule of latents with an image of each object: what a latent flow model is trained on."""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from datamodules.base import ShardDataModule
+from datamodules.conditions import read_condition, turned, turns_to_front
+from datamodules.errors import DataError, SampleError
+from datamodules.jitter import jittered, resized
+from datamodules.latent_format import KIND, LatentRecord, read_latent
+from datamodules.loading import Sample
+from datamodules.samples import Members, SampleStore, first_record
+
+_MARGIN = 1.2  # side of the cropped square, in sides of the box about the object
+
+
+@dataclass(frozen=True)
+class LatentAssembler:
+    """Makes the tensors of one object's latent and image out of its files.
+
+    Attributes:
+        tokens: number M of latent tokens.
+        condition_size: side of the image in pixels.
+        augment: probability of each kind of jitter in training.
+        vae: which VAE the latents must be of.
+    """
+
+    tokens: int
+    condition_size: int
+    augment: float
+    vae: str
+
+    def __call__(self, members: Members, random: np.random.RandomState | None) -> Sample:
+        """Assemble one object: a condition view drawn at random, or the first one, and a draw of its latent.
+
+        Raises:
+            SampleError: if the object has no such latent or no condition view, or damaged content.
+        """
+        record = LatentRecord.read(members)
+        self.check(record, members)
+        training = random is not None
+        # A draw of the latent is needed without a generator too: models see no means in training.
+        random = random if random is not None else np.random.RandomState(zlib.crc32(members.key.encode()))
+        view = int(random.randint(len(record.conditions))) if training else 0
+        camera = record.conditions.cameras[view]
+        turns = turns_to_front(camera) if len(record.turns) > 1 else 0
+        latent = read_latent(members, record, self.tokens, turns).astype(np.float32)
+        noise = random.standard_normal(latent[0].shape).astype(np.float32)
+        image = resized(premultiplied(cropped(read_condition(members, record.conditions, view))), self.condition_size)
+        if training:
+            image = jittered(image, self.augment, random)
+        return {
+            "key": members.key,
+            "latent": torch.from_numpy(latent[0] + np.exp(0.5 * latent[1]) * noise),
+            "image": image[:3],
+            "camera": turned(camera, turns),
+            "turns": turns,
+        }
+
+    def check(self, record: LatentRecord, members: Members) -> None:
+        """Whether an object's latents can give what is asked for.
+
+        Args:
+            record: their record.
+            members: their files, for the message.
+
+        Raises:
+            SampleError: if they cannot; says what is there.
+        """
+        if self.tokens not in record.tokens:
+            raise members.error(
+                f"has latents of {list(record.tokens)} tokens; set `tokens` to one of them, not {self.tokens}"
+            )
+        if sorted(record.turns) not in ([0], [0, 1, 2, 3]):
+            raise members.error(f"has latents of {list(record.turns)} quarter turns; expected 0 alone, or 0 to 3")
+        if not len(record.conditions):
+            raise members.error("has no condition views; prepare the objects with --condition-views, and encode again")
+        if record.vae != self.vae:
+            raise members.error(
+                f"has latents of the VAE {record.vae}, others are of {self.vae}; encode all with one VAE"
+            )
+
+
+def premultiplied(image: Tensor) -> Tensor:
+    """Put an image over black.
+
+    Args:
+        image: [4, S, S] straight colour and alpha.
+
+    Returns:
+        [4, S, S] colour times alpha, and alpha.
+    """
+    return torch.cat([image[:3] * image[3:], image[3:]])
+
+
+def cropped(image: Tensor) -> Tensor:
+    """Cut out the square about the object: centred on the box that holds it, with 1.2 times its longer side.
+
+    Args:
+        image: [4, S, S] colour and alpha.
+
+    Returns:
+        [4, T, T]; 0 where the square leaves the image. An image that shows nothing stays whole.
+    """
+    covered = image[3] > 0
+    rows, columns = (covered.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
+    if not rows:
+        return image
+    top, left, bottom, right = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
+    side = max(1, round(_MARGIN * max(bottom - top, right - left)))
+    return transforms.crop(image, round((top + bottom - side) / 2), round((left + right - side) / 2), side, side)
+
+
+class LatentsDataModule(ShardDataModule):
+    """Batches of latents, each with one image of its object and the camera of the image.
+
+    A batch of B objects holds `key` (list of names), `latent` [B, M, C] (drawn from its posterior), `image`
+    [B, 3, S, S] (colour in [0, 1] over black; the object fills the middle), `camera` [B, 5] (see
+    `datamodules.conditions`), all three float32, and `turns` and `position` [B] int64, the latter as in
+    `ObjectsDataModule`. The latent and the camera are those of the object after so many quarter turns about the
+    vertical axis, from x to y, that the camera is within 45 degrees of the x axis; not turned, where the set has one
+    orientation alone.
+
+    Args:
+        train: folder or address (s3://, gs://, http://) of the training set, or a list of them.
+        val: folder or address of the validation set.
+        test: folder or address of the test set, which prediction uses too.
+        tokens: number M of latent tokens, one of those that the sets have.
+        condition_size: side of the images in pixels; the stored size by default.
+        batch_size: objects of a training batch over all ranks together; a multiple of the number of ranks. The same
+            value on another number of ranks continues the same run.
+        eval_batch_size: objects of a validation or test batch on one rank.
+        augment: probability of each kind of jitter (crop, perspective, blur, colour, noise, compression) in training;
+            0.05 is the published value.
+        num_workers: worker processes for loading, for each rank and loader; 0 loads in the main process.
+        seed: seed of the order of objects and of all draws, 0 <= seed < 2^32. In evaluation an object's name decides.
+        block_shards: shards whose objects are shuffled together; more mix better, fewer read more locally.
+        max_unreadable: how many different damaged objects may be replaced, on one rank, before the run stops.
+
+    Raises:
+        DataError: for numbers that leave nothing to load.
+    """
+
+    kind = KIND
+
+    def __init__(
+        self,
+        train: str | list[str],
+        val: str,
+        test: str | None = None,
+        tokens: int = 1024,
+        condition_size: int | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int = 1,
+        augment: float = 0.05,
+        num_workers: int = 4,
+        seed: int = 0,
+        block_shards: int = 16,
+        max_unreadable: int = 100,
+    ) -> None:
+        super().__init__(
+            train,
+            val,
+            test,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            block_shards=block_shards,
+            max_unreadable=max_unreadable,
+        )
+        if not 0 <= augment <= 1 or (condition_size is not None and condition_size < 1):
+            raise DataError(
+                f"expected augment from 0 to 1 and condition_size of at least 1, got {augment} and {condition_size}"
+            )
+        self._tokens, self._condition_size, self._augment = tokens, condition_size, augment
+        self._vae: str | None = None
+
+    def assembler(self, store: SampleStore, training: bool) -> LatentAssembler:
+        """Settings that the first readable object of each set can give.
+
+        Args:
+            store: one or several sets.
+            training: whether views are drawn and jittered, or chosen by rule.
+
+        Returns:
+            The assembler of all their objects.
+
+        Raises:
+            DataError: if one cannot, the sets are of different VAEs, or the first objects of a set are all unreadable.
+        """
+        size = self._condition_size
+        for start in store.set_starts:
+            record, members = first_record(store, LatentRecord.read, start)
+            size = size or record.conditions.size
+            self._vae = vae = self._vae or record.vae
+            assembler = LatentAssembler(self._tokens, size, self._augment, vae)
+            try:
+                assembler.check(record, members)
+            except SampleError as error:
+                raise DataError(str(error)) from error
+        return assembler

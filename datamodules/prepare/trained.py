@@ -1,0 +1,133 @@
+"""Open a trained run: its model with the weights of a checkpoint, and its data."""
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from datamodules.errors import DataError
+from datamodules.objects import ObjectsDataModule
+from gsforge.cli.run import RunCLI, quieten
+from gsforge.training.checkpoints import check_architecture, load_weights, progress_of
+from gsforge.training.run_directory import RunDirectory
+
+# The machine that encodes is not always the one that trained, and each of its processes has one device.
+_THIS_MACHINE = {
+    "strategy": "auto",
+    "devices": "1",
+    "num_nodes": "1",
+    "logger": "false",
+    "callbacks": "null",
+    "enable_checkpointing": "null",
+    "enable_model_summary": "false",
+}
+
+
+class Sampling(Protocol):
+    """What a VAE takes of an object.
+
+    Attributes:
+        tokens: numbers of latent tokens that it was trained with.
+        feature_views: the first views of a sample, which it reads.
+    """
+
+    tokens: list[int]
+    feature_views: int
+
+
+class LatentModel(Protocol):
+    """A model that turns objects into latents.
+
+    Attributes:
+        sampling: what it takes of an object.
+    """
+
+    sampling: Sampling
+
+    def ordered_latents(
+        self, batch: dict[str, Any], tokens: Sequence[int], quarter_turns: Sequence[int]
+    ) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+        """Posteriors of turned objects.
+
+        Args:
+            batch: points and views of B objects.
+            tokens: numbers M of latent tokens.
+            quarter_turns: numbers of quarter turns of the objects about the vertical axis.
+
+        Returns:
+            (M, turns) -> mean and log-variance, each [B, M, C].
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TrainedVAE:
+    """A VAE as it was trained.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        data: the data of its run; none of its sets has been read.
+        trainer: of this process, attached to nothing.
+        step: optimiser steps behind the weights.
+        sha256: hex digest of the checkpoint file.
+    """
+
+    model: LatentModel
+    data: ObjectsDataModule
+    trainer: Trainer
+    step: int
+    sha256: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.trainer.strategy.root_device
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The run's precision.
+
+        Returns:
+            A context in which the model computes as it does in an evaluation of the run.
+        """
+        return self.trainer.precision_plugin.predict_step_context()
+
+
+def open_run(run_dir: Path, checkpoint: Path | None = None, device: str = "auto") -> TrainedVAE:
+    """Build a run's model and data, and load the weights of a checkpoint.
+
+    Args:
+        run_dir: run directory.
+        checkpoint: checkpoint file; the run's last one by default.
+        device: `auto`, `cpu` or `cuda`.
+
+    Returns:
+        The run.
+
+    Raises:
+        DataError: if the run's model gives no latents, or it was not trained on objects.
+        CheckpointError: if the checkpoint is damaged or of another architecture.
+        FileNotFoundError: if the folder is no run directory, or has no checkpoint.
+    """
+    quieten()
+    run = RunDirectory(run_dir)
+    config, path = run.config(), checkpoint or run.require_checkpoint()
+    options = {"accelerator": device, **_THIS_MACHINE}
+    overrides = [f"--trainer.{name}={value}" for name, value in options.items()]
+    cli = RunCLI(["--config", str(config), f"--run_dir={run.path}", *overrides], run=False)
+    if not callable(getattr(cli.model, "ordered_latents", None)):
+        raise DataError(f"{run_dir} trained {type(cli.model).__name__}, which has no latents; give the run of a VAE")
+    if not isinstance(cli.datamodule, ObjectsDataModule):
+        raise DataError(f"{run_dir} was trained on {type(cli.datamodule).__name__}, not on objects")
+    check_architecture(cli.model, path)
+    cli.model.load_state_dict(load_weights(path))
+    model = cli.trainer.precision_plugin.convert_module(cli.model)
+    model = model.to(cli.trainer.strategy.root_device).eval()
+    with path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return TrainedVAE(cast(LatentModel, model), cli.datamodule, cli.trainer, progress_of(path).step, sha256)
