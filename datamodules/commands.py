@@ -132,7 +132,7 @@ def _print_summary(console: Console, out: Path, kind: str, summary: "SetSummary"
 def _encode(arguments: argparse.Namespace) -> int:
     from datamodules.latent_format import KIND
     from datamodules.prepare.encode import EncodeSettings, encode_set
-    from datamodules.prepare.trained import open_run
+    from datamodules.prepare.trained import open_vae
 
     _check_rank(arguments)
     settings = EncodeSettings(
@@ -143,7 +143,7 @@ def _encode(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
     )
     console = _console()
-    trained = open_run(arguments.run, arguments.checkpoint, arguments.device)
+    trained = open_vae(arguments.run, arguments.checkpoint, arguments.device)
     summary, throughput = encode_set(
         trained, arguments.data, arguments.out, settings, console, rank=arguments.rank, world=arguments.world
     )

@@ -1,10 +1,5 @@
-"""Condition views: the pictures that a generative model is given of an object, and the five numbers of their cameras.
+"""Condition views: the pictures that a generative model is given of an object, with their cameras."""
 
-A camera looks at the object's centre with z up. Its numbers are the unit direction from the centre to the camera,
-1 / distance (0: orthographic), and half the width of what it sees at the object's centre.
-"""
-
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +8,8 @@ import torch
 from torch import Tensor
 
 from datamodules.samples import Members
-from gsforge.core.cameras import Cameras, look_at
+from gsforge.core.object_camera import CAMERA_NUMBERS
 from gsforge.core.sampling import farthest_point_sampling
-
-CAMERA_NUMBERS = 5
-_ORTHOGRAPHIC = 1e-3  # 1 / distance below which a camera counts as orthographic
-_FAR = 1000.0  # distance from which an orthographic view is drawn: half a pixel of 1024 from the truth
 
 
 @dataclass(frozen=True)
@@ -27,7 +18,7 @@ class Conditions:
 
     Attributes:
         size: side of the square images in pixels; 0 if there are none.
-        cameras: [N, 5] float32, as the head of this module says.
+        cameras: [N, 5] float32, see `gsforge.core.object_camera`.
     """
 
     size: int
@@ -113,51 +104,3 @@ def spread(conditions: Conditions, count: int) -> list[int]:
         Their numbers; the first is 0, and fewer are a prefix.
     """
     return farthest_point_sampling(conditions.cameras[None, :, :3], min(count, len(conditions)))[0].tolist()
-
-
-def pinholes(cameras: Tensor, size: int) -> Cameras:
-    """Pinhole cameras of condition views; orthographic ones look from far away.
-
-    Args:
-        cameras: [N, 5] as the head of this module says, with directions of any length > 0.
-        size: side of the images in pixels.
-
-    Returns:
-        N cameras without batch dimension, of the type of the numbers.
-    """
-    directions, inverse, half_widths = cameras[:, :3], cameras[:, 3], cameras[:, 4]
-    distances = torch.where(inverse < _ORTHOGRAPHIC, _FAR, 1 / inverse.clamp_min(_ORTHOGRAPHIC))
-    intrinsics = torch.eye(3).to(cameras).repeat(len(cameras), 1, 1)
-    intrinsics[:, 0, 0] = intrinsics[:, 1, 1] = size / 2 * distances / half_widths
-    intrinsics[:, :2, 2] = size / 2
-    eyes = torch.nn.functional.normalize(directions, dim=-1) * distances[:, None]
-    return Cameras(look_at(eyes), intrinsics, size, size)
-
-
-def turns_to_front(camera: Tensor) -> int:
-    """Quarter turns of an object, from x to y, after which a camera looks from within 45 degrees of the x axis.
-
-    Args:
-        camera: [5].
-
-    Returns:
-        0 to 3.
-    """
-    yaw = math.atan2(float(camera[1]), float(camera[0]))
-    return round(-yaw / (math.pi / 2)) % 4
-
-
-def turned(camera: Tensor, turns: int) -> Tensor:
-    """Turn a camera along with the object that it looks at.
-
-    Args:
-        camera: [5].
-        turns: quarter turns from x to y.
-
-    Returns:
-        [5].
-    """
-    x, y, *rest = camera.unbind(-1)
-    for _ in range(turns % 4):
-        x, y = -y, x
-    return torch.stack([x, y, *rest], dim=-1)

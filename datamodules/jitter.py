@@ -10,6 +10,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from gsforge.core.object_crop import resized
+
 Jitter = Callable[[Tensor, np.random.RandomState], Tensor]
 """Maps an image [4, S, S], premultiplied colour and alpha in [0, 1], to another one; all draws are the generator's."""
 
@@ -103,16 +105,3 @@ JITTERS: Mapping[str, Jitter] = {
     "compression": _compression,
 }
 """The kinds of jitter by name, in the order in which a camera makes them."""
-
-
-def resized(image: Tensor, size: int) -> Tensor:
-    """Resample a square image, smoothly in both directions.
-
-    Args:
-        image: [C, S, S] in [0, 1]; colour is premultiplied.
-        size: side of the result.
-
-    Returns:
-        [C, size, size] in [0, 1].
-    """
-    return transforms.resize(image, [size, size], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from datamodules.base import ShardDataModule
-from datamodules.conditions import read_condition, turned, turns_to_front
+from datamodules.conditions import read_condition
 from datamodules.errors import DataError, SampleError
-from datamodules.jitter import jittered, resized
+from datamodules.jitter import jittered
 from datamodules.latent_format import KIND, LatentRecord, read_latent
 from datamodules.loading import Sample
 from datamodules.samples import Members, SampleStore, first_record
-
-_MARGIN = 1.2  # side of the cropped square, in sides of the box about the object
+from gsforge.core.object_camera import turned_camera, turns_to_front
+from gsforge.core.object_crop import object_square, resized
 
 
 @dataclass(frozen=True)
@@ -48,17 +47,19 @@ class LatentAssembler:
         random = random if random is not None else np.random.RandomState(zlib.crc32(members.key.encode()))
         view = int(random.randint(len(record.conditions))) if training else 0
         camera = record.conditions.cameras[view]
-        turns = turns_to_front(camera) if len(record.turns) > 1 else 0
+        turns = int(turns_to_front(camera)) if len(record.turns) > 1 else 0
         latent = read_latent(members, record, self.tokens, turns).astype(np.float32)
         noise = random.standard_normal(latent[0].shape).astype(np.float32)
-        image = resized(premultiplied(cropped(read_condition(members, record.conditions, view))), self.condition_size)
+        image = resized(
+            object_square(premultiplied(read_condition(members, record.conditions, view))), self.condition_size
+        )
         if training:
             image = jittered(image, self.augment, random)
         return {
             "key": members.key,
             "latent": torch.from_numpy(latent[0] + np.exp(0.5 * latent[1]) * noise),
             "image": image[:3],
-            "camera": turned(camera, turns),
+            "camera": turned_camera(camera, turns),
             "turns": turns,
         }
 
@@ -98,30 +99,12 @@ def premultiplied(image: Tensor) -> Tensor:
     return torch.cat([image[:3] * image[3:], image[3:]])
 
 
-def cropped(image: Tensor) -> Tensor:
-    """Cut out the square about the object: centred on the box that holds it, with 1.2 times its longer side.
-
-    Args:
-        image: [4, S, S] colour and alpha.
-
-    Returns:
-        [4, T, T]; 0 where the square leaves the image. An image that shows nothing stays whole.
-    """
-    covered = image[3] > 0
-    rows, columns = (covered.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
-    if not rows:
-        return image
-    top, left, bottom, right = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
-    side = max(1, round(_MARGIN * max(bottom - top, right - left)))
-    return transforms.crop(image, round((top + bottom - side) / 2), round((left + right - side) / 2), side, side)
-
-
 class LatentsDataModule(ShardDataModule):
     """Batches of latents, each with one image of its object and the camera of the image.
 
     A batch of B objects holds `key` (list of names), `latent` [B, M, C] (drawn from its posterior), `image`
     [B, 3, S, S] (colour in [0, 1] over black; the object fills the middle), `camera` [B, 5] (see
-    `datamodules.conditions`), all three float32, and `turns` and `position` [B] int64, the latter as in
+    `gsforge.core.object_camera`), all three float32, and `turns` and `position` [B] int64, the latter as in
     `ObjectsDataModule`. The latent and the camera are those of the object after so many quarter turns about the
     vertical axis, from x to y, that the camera is within 45 degrees of the x axis; not turned, where the set has one
     orientation alone.

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d
 
-from datamodules.conditions import Conditions, pinholes, read_condition
+from datamodules.conditions import Conditions, read_condition
 from datamodules.samples import Members
+from gsforge.core.object_camera import pinholes
 
 _MAX_OFF_OBJECT = 0.01  # share of the points beside the silhouette
 _MAX_BARE = 0.1  # share of the silhouette far from all points

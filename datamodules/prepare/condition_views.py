@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.conditions import pinholes
 from datamodules.prepare.mesh_types import TexturedMesh
 from datamodules.prepare.raycast import Views, render_views
 from gsforge.core.cameras import sphere_hammersley
+from gsforge.core.object_camera import pinholes
 
 _FIELDS_OF_VIEW = (10.0, 70.0)  # degrees
 _ORTHOGRAPHIC_SHARE = 0.1

@@ -1,4 +1,4 @@
-"""Open a trained run: its model with the weights of a checkpoint, and its data."""
+"""A trained VAE, to encode with."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,20 +13,7 @@ from torch import Tensor
 
 from datamodules.errors import DataError
 from datamodules.objects import ObjectsDataModule
-from gsforge.cli.run import RunCLI, quieten
-from gsforge.training.checkpoints import check_architecture, load_weights, progress_of
-from gsforge.training.run_directory import RunDirectory
-
-# The machine that encodes is not always the one that trained, and each of its processes has one device.
-_THIS_MACHINE = {
-    "strategy": "auto",
-    "devices": "1",
-    "num_nodes": "1",
-    "logger": "false",
-    "callbacks": "null",
-    "enable_checkpointing": "null",
-    "enable_model_summary": "false",
-}
+from gsforge.cli.trained import open_run
 
 
 class Sampling(Protocol):
@@ -98,8 +85,8 @@ class TrainedVAE:
         return self.trainer.precision_plugin.predict_step_context()
 
 
-def open_run(run_dir: Path, checkpoint: Path | None = None, device: str = "auto") -> TrainedVAE:
-    """Build a run's model and data, and load the weights of a checkpoint.
+def open_vae(run_dir: Path, checkpoint: Path | None = None, device: str = "auto") -> TrainedVAE:
+    """Open a run whose model gives latents.
 
     Args:
         run_dir: run directory.
@@ -114,20 +101,11 @@ def open_run(run_dir: Path, checkpoint: Path | None = None, device: str = "auto"
         CheckpointError: if the checkpoint is damaged or of another architecture.
         FileNotFoundError: if the folder is no run directory, or has no checkpoint.
     """
-    quieten()
-    run = RunDirectory(run_dir)
-    config, path = run.config(), checkpoint or run.require_checkpoint()
-    options = {"accelerator": device, **_THIS_MACHINE}
-    overrides = [f"--trainer.{name}={value}" for name, value in options.items()]
-    cli = RunCLI(["--config", str(config), f"--run_dir={run.path}", *overrides], run=False)
-    if not callable(getattr(cli.model, "ordered_latents", None)):
-        raise DataError(f"{run_dir} trained {type(cli.model).__name__}, which has no latents; give the run of a VAE")
-    if not isinstance(cli.datamodule, ObjectsDataModule):
-        raise DataError(f"{run_dir} was trained on {type(cli.datamodule).__name__}, not on objects")
-    check_architecture(cli.model, path)
-    cli.model.load_state_dict(load_weights(path))
-    model = cli.trainer.precision_plugin.convert_module(cli.model)
-    model = model.to(cli.trainer.strategy.root_device).eval()
-    with path.open("rb") as stream:
+    run = open_run(run_dir, checkpoint, device)
+    if not callable(getattr(run.model, "ordered_latents", None)):
+        raise DataError(f"{run_dir} trained {type(run.model).__name__}, which has no latents; give the run of a VAE")
+    if not isinstance(run.data, ObjectsDataModule):
+        raise DataError(f"{run_dir} was trained on {type(run.data).__name__}, not on objects")
+    with run.checkpoint.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    return TrainedVAE(cast(LatentModel, model), cli.datamodule, cli.trainer, progress_of(path).step, sha256)
+    return TrainedVAE(cast(LatentModel, run.model), run.data, run.trainer, run.step, sha256)

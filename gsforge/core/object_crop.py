@@ -25,16 +25,39 @@ def crop_to_object(rgba: Tensor, size: int) -> Tensor:
     """
     if rgba.dim() != 3 or rgba.shape[0] != 4:
         raise ValueError(f"rgba: expected shape [4, H, W], got {list(rgba.shape)}")
-    rows, columns = (rgba[3] > 0).nonzero().unbind(-1)
+    return resized(object_square(torch.cat([rgba[:3] * rgba[3:], rgba[3:]])), size)[:3]
+
+
+def object_square(image: Tensor) -> Tensor:
+    """Cut out the square about an object: centred on the box that holds it, with 1.2 times its longer side.
+
+    Args:
+        image: [4, H, W] premultiplied colour and alpha.
+
+    Returns:
+        [4, T, T]; 0 where the square leaves the image. An image that shows nothing gives one empty pixel.
+    """
+    rows, columns = (image[3] > 0).nonzero().unbind(-1)
     if len(rows) == 0:
-        return rgba.new_zeros(3, size, size)
-    top, bottom, left, right = (int(edge) for edge in (rows.min(), rows.max(), columns.min(), columns.max()))
-    side = round(_MARGIN * max(right + 1 - left, bottom + 1 - top))
-    x0, y0 = round((left + right + 1 - side) / 2), round((top + bottom + 1 - side) / 2)
-    height, width = rgba.shape[1:]
-    # Outside of the image nothing is there; negative padding cuts.
-    square = pad(rgba[:3] * rgba[3:], (-x0, x0 + side - width, -y0, y0 + side - height))
-    return interpolate(square[None], (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
+        return image.new_zeros(4, 1, 1)
+    top, bottom, left, right = (int(edge) for edge in (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1))
+    side = round(_MARGIN * max(right - left, bottom - top))
+    x, y = round((left + right - side) / 2), round((top + bottom - side) / 2)
+    height, width = image.shape[1:]
+    return pad(image, (-x, x + side - width, -y, y + side - height))  # negative padding cuts
+
+
+def resized(image: Tensor, size: int) -> Tensor:
+    """Resample a square image, smoothly in both directions.
+
+    Args:
+        image: [C, S, S] in [0, 1]; colour is premultiplied.
+        size: side of the result in pixels.
+
+    Returns:
+        [C, size, size] in [0, 1].
+    """
+    return interpolate(image[None], (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 def crops_to_objects(rgba: Tensor, size: int) -> Tensor:

@@ -14,15 +14,15 @@ from torch.nn.functional import mse_loss
 from gsforge.core.cameras import cameras_around, turntable
 from gsforge.core.flow import guided, integrate, interpolate, logit_normal_times, sampling_times, velocity
 from gsforge.core.gaussians import Gaussians
+from gsforge.core.object_camera import CAMERA_NUMBERS, pinholes
 from gsforge.core.object_crop import crop_to_object, crops_to_objects
 from gsforge.core.reconstruction import BASELINE, Reconstruction
 from gsforge.core.vecseq import sobol_anchors
 from gsforge.methods.deg.evaluation import log_metrics
 from gsforge.methods.deg.flow_config import FlowNetworkConfig, FlowSamplingConfig, FlowTrainingConfig
 from gsforge.methods.deg.latent_decoder import LatentDecoder
-from gsforge.methods.deg.latents import camera_of
 from gsforge.methods.deg.released import RELEASED_TRANSFORMER, TRANSFORMER, load_released, to_released
-from gsforge.methods.deg.transformer import CAMERA_CHANNELS, FlowTransformer, Prediction
+from gsforge.methods.deg.transformer import FlowTransformer, Prediction
 from gsforge.methods.deg.views import Batch
 from gsforge.metrics.image import image_metrics
 from gsforge.nn.tokens import TokenExtractor
@@ -188,7 +188,7 @@ class DeGFlow(LightningModule):
         nothing = torch.zeros_like(conditions[0]), torch.zeros_like(conditions[1])
         tokens, channels = self.training_config.tokens, self.network.latent_out.out_features
         noise = torch.randn(size, tokens, channels, device=images.device)
-        camera = torch.randn(size, CAMERA_CHANNELS, device=images.device)
+        camera = torch.randn(size, CAMERA_NUMBERS, device=images.device)
 
         def predict(state: tuple[Tensor, ...], time: float) -> tuple[Tensor, ...]:
             times = torch.full((size,), time, device=images.device)
@@ -206,9 +206,7 @@ class DeGFlow(LightningModule):
     def _filled(predicted: Prediction) -> tuple[Tensor, Tensor]:
         """Velocities in float32; that of a camera which is not predicted is zero."""
         latent = predicted.latent.float()
-        camera = (
-            latent.new_zeros(len(latent), CAMERA_CHANNELS) if predicted.camera is None else predicted.camera.float()
-        )
+        camera = latent.new_zeros(len(latent), CAMERA_NUMBERS) if predicted.camera is None else predicted.camera.float()
         return latent, camera
 
     def set_budget(self, gaussians: int) -> None:
@@ -329,7 +327,7 @@ class DeGFlow(LightningModule):
 
     def _seen(self, gaussians: Gaussians, camera: Tensor, size: int) -> Tensor:
         """[B, 3, S, S] objects from the cameras [B, 5] of their images, cut out as the images are."""
-        cameras = camera_of(camera, 2 * size).map(lambda matrix: matrix[:, None])
+        cameras = pinholes(camera, 2 * size).map(lambda matrix: matrix[:, None])
         drawn = rasterize(gaussians, cameras, settings=self.render)
         alpha = drawn.alpha[:, 0]
         # Straight colour; the faintest of what is drawn is no part of the object.

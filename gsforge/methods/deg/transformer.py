@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
+from gsforge.core.object_camera import CAMERA_NUMBERS
 from gsforge.methods.deg.flow_config import FlowNetworkConfig
 from gsforge.nn.attention import SelfAttention, feed_forward, initialise, modulate
 from gsforge.nn.embeddings import AnchorSinusoids, ScalarEmbedding
-
-CAMERA_CHANNELS = 5
 
 
 class Prediction(NamedTuple):
@@ -180,9 +179,9 @@ class FlowTransformer(nn.Module):
         self.camera_in = self.camera_out = None
         if config.camera_token:
             self.camera_in = nn.Sequential(
-                nn.Linear(CAMERA_CHANNELS, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+                nn.Linear(CAMERA_NUMBERS, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
             )
-            self.camera_out = nn.Linear(width, CAMERA_CHANNELS)
+            self.camera_out = nn.Linear(width, CAMERA_NUMBERS)
         self._initialise()
 
     def _initialise(self) -> None:

@@ -140,7 +140,9 @@ class GaussianVAE(LightningModule):
             for count in tokens:
                 places = quarter_turned(queries[:, :count], turns)  # the farthest points of a smaller number come first
                 posterior = self.encoder(places, *turned)
-                order = order_tokens(places, sobol_anchors(count))[..., None].to(self.device)
+                # The auction's scores must not be rounded.
+                with torch.autocast(self.device.type, enabled=False):
+                    order = order_tokens(places, sobol_anchors(count).to(places.device))[..., None]
                 found[count, turns] = tuple(part.gather(1, order.expand_as(part)) for part in posterior)
         return found
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import trimesh
 
-from datamodules.conditions import Conditions, pinholes, read_condition, spread, turned, turns_to_front
+from datamodules.conditions import Conditions, read_condition, spread
 from datamodules.errors import DataError, SampleError
 from datamodules.index import read_index
 from datamodules.object_format import ObjectRecord, read_points
@@ -16,7 +16,7 @@ from datamodules.prepare.mesh import Material, build_mesh
 from datamodules.prepare.objects import ObjectSettings, make_toy_object, toy_sources
 from datamodules.prepare.show import contact_sheet
 from datamodules.samples import Members, SampleStore
-from gsforge.methods.deg import latents
+from gsforge.core.object_camera import pinholes
 
 BALL = math.sqrt(3) / 2
 SETTINGS = ObjectSettings(views=3, size=32, points=2048, supersampling=3, condition_views=6, condition_size=48)
@@ -57,20 +57,6 @@ def test_cameras_are_what_is_promised():
     assert not draw_cameras(2000, np.random.RandomState(1)).equal(cameras)
 
 
-def test_the_conventions_are_those_of_the_flow_model():
-    cameras = draw_cameras(200, np.random.RandomState(0)).float()
-    ours, theirs = pinholes(cameras, 64), latents.camera_of(cameras, 64)
-    assert torch.equal(ours.world_to_camera, theirs.world_to_camera)
-    assert torch.equal(ours.intrinsics, theirs.intrinsics)
-    straight = torch.tensor([[1.0, 0, 0, 0.5, 1], [0, -1, 0, 0.5, 1], [-1, 0, 0, 0.5, 1], [0, 0, 1, 0.5, 1]])
-    for camera in [*cameras, *straight]:
-        turns = turns_to_front(camera)
-        assert turns == latents.turns_to_front(camera[:3])
-        front = turned(camera, turns)
-        assert torch.equal(front, latents.turned_camera(camera, turns))
-        assert front[0] >= front[1].abs() - 1e-6
-
-
 def test_surface_points_fall_on_the_silhouettes_through_the_flow_model_s_cameras():
     """Directions, distances, widths and the images' axes: both kinds of camera, objects without any symmetry."""
     kinds = set()
@@ -81,7 +67,7 @@ def test_surface_points_fall_on_the_silhouettes_through_the_flow_model_s_cameras
         for view, camera in enumerate(record.conditions.cameras):
             image = read_condition(members, record.conditions, view)
             assert image.shape == (4, 48, 48)
-            pixels, depth = latents.camera_of(camera[None], 48).project(points)
+            pixels, depth = pinholes(camera[None], 48).project(points)
             assert depth.min() > 0
             x, y = pixels[0].floor().long().T
             held = torch.zeros(48, 48)

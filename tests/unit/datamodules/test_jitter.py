@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.jitter import JITTERS, jittered, resized
+from datamodules.jitter import JITTERS, jittered
+from gsforge.core.object_crop import resized
 
 
 def picture(size):

@@ -14,7 +14,6 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 
 from datamodules.commands import main
-from datamodules.conditions import turned
 from datamodules.errors import DataError
 from datamodules.index import read_index
 from datamodules.latent_format import LatentRecord, read_latent
@@ -23,9 +22,10 @@ from datamodules.loading import collate_evaluation
 from datamodules.object_format import ObjectRecord
 from datamodules.objects import ObjectAssembler
 from datamodules.prepare.encode import EncodeSettings, encode_set
-from datamodules.prepare.trained import TrainedVAE, open_run
+from datamodules.prepare.trained import TrainedVAE, open_vae
 from datamodules.samples import SampleStore
 from gsforge.cli import main as gsforge
+from gsforge.core.object_camera import turned_camera
 from gsforge.training.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -74,7 +74,7 @@ def latents(run: Path, conditioned_objects: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def vae(run: Path) -> TrainedVAE:
-    return open_run(run, device="cpu")
+    return open_vae(run, device="cpu")
 
 
 def store_of(folder):
@@ -149,7 +149,7 @@ def test_the_data_module_loads_them(latents):
     batch = next(iter(data.val_dataloader()))
     for number, key in enumerate(batch["key"]):
         camera = LatentRecord.read(store_of(latents).read(number)).conditions.cameras[0]
-        assert batch["camera"][number].equal(turned(camera, int(batch["turns"][number])))
+        assert batch["camera"][number].equal(turned_camera(camera, int(batch["turns"][number])))
         mean, log_variance = stored(latents, 16, int(batch["turns"][number]))[number]
         distance = (batch["latent"][number] - mean) / (0.5 * log_variance).exp()
         assert distance.abs().max() < 5, key
