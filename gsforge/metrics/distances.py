@@ -1,9 +1,8 @@
-"""Distances between two sets of image features, accumulated over batches and ranks."""
+"""Fréchet and kernel distance between two sets of image features, accumulated over batches and ranks."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_kernel
 from torchmetrics.utilities import dim_zero_cat
 
@@ -11,142 +10,115 @@ from torchmetrics.utilities import dim_zero_cat
 _BLOCK = 1 << 24
 
 
-class FrechetDistance(FrechetInceptionDistance):
-    """Fréchet distance of two Gaussians with the means and covariances of the sets.
+class SetDistances(Metric):
+    """Fréchet and kernel distance between the features of generated and true images.
 
-    torchmetrics' own class, fed with features instead of images: its states are sums in float64, so any split over
-    batches and ranks gives the same value.
-
-    Args:
-        channels: of the features.
-
-    Source: Heusel et al., GANs trained by a two time-scale update rule, eq. 6.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(feature=_Features(channels))
-        # Parts of a set may be missing on a rank; the type of the result is known from an update alone.
-        self.update(torch.zeros(0, channels, dtype=torch.float64), real=True)
-
-    def compute(self) -> Tensor:
-        """Compute the distance of all features so far.
-
-        Returns:
-            Scalar, 0 for equal sets; NaN where a set has fewer than two members.
-        """
-        if min(int(self.real_features_num_samples), int(self.fake_features_num_samples)) < 2:
-            return self.real_features_sum.new_tensor(torch.nan)
-        return super().compute()
-
-
-class KernelDistance(Metric):
-    """Squared maximum mean discrepancy with the kernel (x . y / channels + 1)^3: unbiased, so it may be negative.
-
-    It is taken over all pairs. torchmetrics' KernelInceptionDistance draws random subsets instead, of which the
-    expectation is this value: it needs a thousand images by default, and two runs, or two rank counts, differ.
+    All features are kept and gathered from all ranks, and each distance is a function of the two sets alone: order,
+    batches and ranks change nothing. torchmetrics' own classes need more care. FrechetInceptionDistance takes
+    eigenvalues of a product of covariances, which is slow where there are fewer images than channels;
+    KernelInceptionDistance draws random subsets of a thousand images, and waits for ever where ranks have different
+    numbers of batches.
 
     Args:
         channels: of the features.
 
-    Source: Binkowski et al., Demystifying MMD GANs, section 4; Gretton et al., A kernel two-sample test, eq. 3.
+    Source: Heusel et al., GANs trained by a two time-scale update rule, eq. 6; Binkowski et al., Demystifying MMD GANs,
+    section 4.
     """
 
     is_differentiable = False
     higher_is_better = False
     full_state_update = False
-    real: list[Tensor]
     generated: list[Tensor]
+    real: list[Tensor]
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self.add_state("real", [], dist_reduce_fx="cat")
         self.add_state("generated", [], dist_reduce_fx="cat")
+        self.add_state("real", [], dist_reduce_fx="cat")
         self.reset()
 
     def reset(self) -> None:
         """Forget all features."""
         super().reset()
         # A rank without images takes part in the gathering, with a tensor of as many axes as the others'.
-        for state in (self.real, self.generated):
+        for state in (self.generated, self.real):
             state.append(torch.zeros(0, self.channels, device=self.device))
 
-    def update(self, features: Tensor, real: bool) -> None:
-        """Add features to one of the sets.
-
-        Args:
-            features: [N, channels], kept as float32.
-            real: whether they belong to the true images.
-        """
-        (self.real if real else self.generated).append(features.float())
-
-    def compute(self) -> Tensor:
-        """Compute the distance of all features so far, in float64.
-
-        Returns:
-            Scalar; NaN where a set has fewer than two members.
-        """
-        real, generated = dim_zero_cat(self.real).double(), dim_zero_cat(self.generated).double()
-        if min(len(real), len(generated)) < 2:
-            return real.new_tensor(torch.nan)
-        across = _kernel_sum(real, generated) / (len(real) * len(generated))
-        return _within(real) + _within(generated) - 2 * across
-
-
-class SetDistances(nn.Module):
-    """Fréchet and kernel distance of the same features.
-
-    Args:
-        channels: of the features.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.frechet, self.kernel = FrechetDistance(channels), KernelDistance(channels)
-
     def update(self, generated: Tensor, real: Tensor) -> None:
-        """Add features to the sets.
+        """Add features to the sets; they are kept as float32.
 
         Args:
             generated: [N, channels] features of generated images.
             real: [M, channels] features of true images.
         """
-        for features, is_real in ((generated, False), (real, True)):
-            self.frechet.update(features.double(), real=is_real)
-            self.kernel.update(features, real=is_real)
+        self.generated.append(generated.float())
+        self.real.append(real.float())
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Compute the distances over all batches and ranks; every rank must call it.
 
         Returns:
-            Fréchet and kernel distance, scalars.
+            Fréchet and kernel distance, float64 scalars; NaN where a set has fewer than two members.
         """
-        return self.frechet.compute(), self.kernel.compute()
-
-    def reset(self) -> None:
-        """Forget all features."""
-        self.frechet.reset()
-        self.kernel.reset()
+        generated, real = dim_zero_cat(self.generated).double(), dim_zero_cat(self.real).double()
+        if min(len(generated), len(real)) < 2:
+            return generated.new_tensor(torch.nan), generated.new_tensor(torch.nan)
+        return frechet_distance(generated, real), kernel_distance(generated, real)
 
 
-class _Features(nn.Module):
-    """The feature network of features: they are given as they are."""
+def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Squared Fréchet distance of the two Gaussians with the means and covariances (n - 1) of the sets.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.num_features = channels
+    With covariances S = R^T R, the trace of (S_a S_b)^1/2 is the sum of the singular values of R_a R_b^T. R comes from
+    a QR decomposition of the features: covariances, of squared condition, are never formed.
 
-    def forward(self, features: Tensor) -> Tensor:
-        return features
+    Args:
+        a: [N, C] float64, N >= 2.
+        b: [M, C] float64, M >= 2.
+
+    Returns:
+        Scalar, 0 for sets of equal moments.
+
+    Source: Heusel et al., GANs trained by a two time-scale update rule, eq. 6.
+    """
+    root_a, root_b = _covariance_root(a), _covariance_root(b)
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    spread = root_a.square().sum() + root_b.square().sum()
+    return shift + spread - 2 * torch.linalg.svdvals(root_a @ root_b.T).sum()
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy with the kernel (x . y / C + 1)^3 over all pairs.
+
+    It is unbiased, so it may be negative. What is published as KID is the mean of it over random subsets, and has the
+    same expectation.
+
+    Args:
+        a: [N, C] float64, N >= 2.
+        b: [M, C] float64, M >= 2.
+
+    Returns:
+        Scalar.
+
+    Source: Binkowski et al., Demystifying MMD GANs, section 4; Gretton et al., A kernel two-sample test, eq. 3.
+    """
+    return _mean_within(a) + _mean_within(b) - 2 * _kernel_sum(a, b) / (len(a) * len(b))
+
+
+def _covariance_root(features: Tensor) -> Tensor:
+    centred = (features - features.mean(0)) / (len(features) - 1) ** 0.5
+    return torch.linalg.qr(centred, mode="r").R
+
+
+def _mean_within(features: Tensor) -> Tensor:
+    """Mean of the kernel over the pairs of different members."""
+    count, channels = features.shape
+    with_itself = (features.square().sum(1) / channels + 1) ** 3
+    return (_kernel_sum(features, features) - with_itself.sum()) / (count * (count - 1))
 
 
 def _kernel_sum(a: Tensor, b: Tensor) -> Tensor:
-    parts = [poly_kernel(rows, b).sum() for rows in a.split(max(1, _BLOCK // len(b)))]
-    return torch.stack(parts).sum()
-
-
-def _within(features: Tensor) -> Tensor:
-    """Mean of the kernel over the pairs of different members."""
-    count, channels = features.shape
-    itself = (features.square().sum(1) / channels + 1) ** 3
-    return (_kernel_sum(features, features) - itself.sum()) / (count * (count - 1))
+    rows = max(1, _BLOCK // len(b))
+    return torch.stack([poly_kernel(part, b).sum() for part in a.split(rows)]).sum()

@@ -3,6 +3,8 @@
 Images are rounded to 8 bits first, as published protocols measure image files. Nothing is computed in half precision.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -167,16 +169,32 @@ def _pretrained(network: str, model_types: tuple[str, ...], name_or_path: str) -
     except ImportError as error:
         raise ImportError(f"{network} needs transformers: pip install 'gsforge[models]'") from error
     try:
-        config = transformers.AutoConfig.from_pretrained(name_or_path)
+        config, _ = transformers.PretrainedConfig.get_config_dict(name_or_path)
+        if not config:
+            raise FileNotFoundError(f"no config.json in {name_or_path}")
         # Of another network transformers would take what fits and draw the rest at random.
-        if config.model_type not in model_types:
-            raise ValueError(f"{name_or_path}: expected a model of type {model_types[0]}, got {config.model_type}")
-        model, report = getattr(transformers, network).from_pretrained(
-            name_or_path, dtype=torch.float32, output_loading_info=True
-        )
+        if config.get("model_type") not in model_types:
+            raise ValueError(
+                f"{name_or_path}: expected a model of type {model_types[0]}, got {config.get('model_type')}"
+            )
+        with _quiet(transformers.utils.logging):
+            model, report = getattr(transformers, network).from_pretrained(
+                name_or_path, dtype=torch.float32, output_loading_info=True
+            )
     except OSError as error:
         local = "<folder with config.json and model.safetensors>"
-        raise FileNotFoundError(unavailable(network, name_or_path, local)) from error
+        raise FileNotFoundError(unavailable(model_types[0], name_or_path, local)) from error
     if report["missing_keys"]:
         raise ValueError(f"{name_or_path}: the file lacks {sorted(report['missing_keys'])[:3]} ... of {network}")
     return model
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Keep the list of the weights of CLIP's text half, which are left out, from the user's screen."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
