@@ -34,6 +34,7 @@ _EXPECTED_WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # a run that continues
     "The number of training batches .* is smaller than the logging interval",  # runs are counted in steps
     ".*treespec, LeafSpec.* is deprecated",  # inside Lightning
+    r"Found \d+ module\(s\) in eval mode at the start",  # frozen extractors
     "You're using the WeightAveraging callback, but loading a checkpoint outside",  # test and predict
 )
 _console = Console(stderr=True, soft_wrap=True, highlight=False)

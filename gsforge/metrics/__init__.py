@@ -1,1 +1,1 @@
-"""Evaluation metrics: pure functions of a batch, with one value for each object."""
+"""Evaluation metrics: functions of a batch with one value for each object, and metrics of whole sets."""

@@ -63,12 +63,15 @@ class ResultWriter(Callback):
         objects = _gathered(trainer, self._objects)
         if not trainer.is_global_zero:
             return
-        means = mean_metrics(objects)
+        # A method may also measure the set as a whole, and say what it could not measure.
+        means = mean_metrics(objects) | getattr(pl_module, "set_metrics", {})
+        unavailable: dict[str, str] = getattr(pl_module, "unavailable_metrics", {})
         summary = {
             "checkpoint": str(trainer.ckpt_path),
             "step": step_of(trainer),
             "objects": objects,
             "mean": means,
+            "unavailable": unavailable,
             "seconds": time.perf_counter() - self._started,
         }
         path = RunDirectory(trainer.default_root_dir).test / "metrics.json"
@@ -76,6 +79,8 @@ class ResultWriter(Callback):
         write_text(path, json.dumps(summary, indent=2) + "\n")
         console = Console()
         console.print(metrics_table(means, len(objects)))
+        for name, reason in unavailable.items():
+            console.print(f"{name}: not available. {reason}", markup=False, highlight=False, soft_wrap=True)
         console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
 
     def on_predict_batch_end(

@@ -10,7 +10,7 @@ from gsforge.training.run_directory import RunDirectory
 from gsforge.viewer.text import metric_label, number
 
 _HIGHER_IS_BETTER = ("psnr", "ssim", "iou", "accuracy", "precision", "recall", "f_score", "clip")
-_LOWER_IS_BETTER = ("lpips", "chamfer", "loss", "l1", "mse", "rmse", "error", "fid", "kid")
+_LOWER_IS_BETTER = ("lpips", "fd_", "kd_", "chamfer", "loss", "l1", "mse", "rmse", "error", "fid", "kid")
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class TestResult:
         seconds: duration of the test.
         rows: metrics, those with a baseline first.
         budgets: the metrics that were measured at other numbers of Gaussians.
+        unavailable: metric that could not be measured -> the reason.
         keys: names of the objects, best first by the first metric.
         baselines: object -> metric -> value of the baseline.
     """
@@ -118,6 +119,7 @@ class TestResult:
     seconds: float
     rows: list[MetricRow]
     budgets: list[BudgetRow]
+    unavailable: dict[str, str]
     keys: list[str]
     baselines: dict[str, dict[str, float]]
 
@@ -154,6 +156,7 @@ def read_test(run: RunDirectory) -> TestResult | None:
         objects = {key: _floats(metrics) for key, metrics in content["objects"].items()}
         means = _floats(content["mean"])
         rows, budgets = _metric_rows(means, objects), _budget_rows(means)
+        unavailable = {str(name): str(reason) for name, reason in content.get("unavailable", {}).items()}
         step, seconds = int(content["step"]), float(content["seconds"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: not what `gsforge test` writes ({error!r}); run the test again") from error
@@ -165,7 +168,7 @@ def read_test(run: RunDirectory) -> TestResult | None:
         key: {name.removesuffix(BASELINE): value for name, value in metrics.items() if name.endswith(BASELINE)}
         for key, metrics in objects.items()
     }
-    return TestResult(step, seconds, rows, budgets, keys, baselines)
+    return TestResult(step, seconds, rows, budgets, unavailable, keys, baselines)
 
 
 def _floats(metrics: dict[str, Any]) -> dict[str, float]:

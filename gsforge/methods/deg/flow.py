@@ -24,6 +24,7 @@ from gsforge.methods.deg.latent_decoder import LatentDecoder
 from gsforge.methods.deg.released import RELEASED_TRANSFORMER, TRANSFORMER, load_released, to_released
 from gsforge.methods.deg.transformer import FlowTransformer, Prediction
 from gsforge.methods.deg.views import Batch
+from gsforge.metrics.generation import GenerationMetricsConfig, build_generation_metrics
 from gsforge.metrics.image import image_metrics
 from gsforge.nn.tokens import TokenExtractor
 from gsforge.render import RenderSettings, rasterize
@@ -53,6 +54,7 @@ class DeGFlow(LightningModule):
         network: FlowNetworkConfig = FlowNetworkConfig(),  # noqa: B008 (jsonargparse shows and overrides its fields)
         training: FlowTrainingConfig = FlowTrainingConfig(),  # noqa: B008
         sampling: FlowSamplingConfig = FlowSamplingConfig(),  # noqa: B008
+        metrics: GenerationMetricsConfig = GenerationMetricsConfig(),  # noqa: B008
         render: RenderSettings = RenderSettings(mode="antialiased", eps2d=0.1),  # noqa: B008
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -66,6 +68,7 @@ class DeGFlow(LightningModule):
             network: sizes.
             training: what a step draws and weighs.
             sampling: how objects are generated.
+            metrics: networks of the metrics of a test.
             render: image formation of the VAE.
             optimizer: made from the parameters.
             lr_scheduler: made from the optimizer and stepped once each step.
@@ -78,6 +81,9 @@ class DeGFlow(LightningModule):
         self.training_config, self.sampling, self.render = training, sampling, render
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.budget: int | None = None
+        self.metrics_config = metrics
+        self.set_metrics: dict[str, float] = {}
+        self.unavailable_metrics: dict[str, str] = {}
         self.semantic_tokens, self.appearance_tokens = semantic_tokens, appearance_tokens
         self.network = FlowTransformer(network, semantic_tokens.channels, appearance_tokens.channels)
         self.register_buffer("anchors", sobol_anchors(training.tokens), persistent=False)
@@ -292,13 +298,26 @@ class DeGFlow(LightningModule):
                 metrics["camera_error"] = (sampled.camera - batch["camera"]).norm(dim=-1)
             return Reconstruction(list(batch["key"]), gaussians, images, metrics)
 
+    def on_test_start(self) -> None:
+        """Load the networks of the metrics."""
+        self.generation_metrics, self.unavailable_metrics = build_generation_metrics(self.metrics_config)
+        self.generation_metrics.to(self.device)
+
+    def on_test_epoch_end(self) -> None:
+        """Measure the set as a whole."""
+        self.set_metrics = self.generation_metrics.compute()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         """Generate and log the metrics; the `Reconstruction` goes to the callbacks."""
         return log_metrics(self, batch, self.predict_step(batch, batch_idx), "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> Any:
-        """Generate and log the metrics; the `Reconstruction` goes to the callbacks."""
-        return log_metrics(self, batch, self.predict_step(batch, batch_idx), "test")
+        """As in validation, and what networks say of the pictures, beside those of the true latents."""
+        result = self.predict_step(batch, batch_idx)
+        if "generated" in result.images:
+            pictures = result.images["generated"], result.images["true latent"], batch["image"]
+            result.metrics.update(self.generation_metrics.update(*pictures, counted=batch["position"] >= 0))
+        return log_metrics(self, batch, result, "test")
 
     def _velocity_metrics(self, batch: Batch) -> dict[str, Tensor]:
         """Error of the latent's velocity at a few times, and its mean: what training lowers, without its noise."""
@@ -318,9 +337,10 @@ class DeGFlow(LightningModule):
         """Draw what was generated and what the true latents give; hold the former, seen as in the image, to it."""
         image = batch["image"]
         camera, size = batch["camera"], image.shape[-1]
-        generated, true = (self._seen(one, camera, size) for one in (gaussians, self.decode(batch["latent"])))
+        true_gaussians = self.decode(batch["latent"])
+        generated, true = (self._seen(one, camera, size) for one in (gaussians, true_gaussians))
         images["generated"] = torch.cat([generated[:, None], self._around(gaussians, size)], 1)
-        images["true latent"] = true[:, None]
+        images["true latent"] = torch.cat([true[:, None], self._around(true_gaussians, size)], 1)
         for suffix, target in (("", image), (BASELINE, image.roll(1, 0))):  # the baseline is another object's image
             quality = image_metrics(generated[:, None], target[:, None])
             metrics |= {name + suffix: value for name, value in quality.items() if BASELINE not in name}

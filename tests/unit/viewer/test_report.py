@@ -262,6 +262,8 @@ def test_quality_by_number_of_gaussians_is_a_table_of_its_own(run: Path) -> None
     content = json.loads(path.read_text())
     content["mean"] |= {"psnr@4096": 25.0, "psnr@512": 21.0, "lpips@512": 0.3, "lpips@4096": 0.2}
     path.write_text(json.dumps(content))
+    content["unavailable"] = {"fd_dinov2": "no <weights> at /nowhere"}
+    path.write_text(json.dumps(content))
     result = read_test(RunDirectory(run))
     assert result is not None
     assert [row.name for row in result.rows] == ["psnr", "chamfer"]
@@ -270,6 +272,7 @@ def test_quality_by_number_of_gaussians_is_a_table_of_its_own(run: Path) -> None
         ("lpips", {512: 0.3, 4096: 0.2}),
     ]
     text = build_report(run, ReportOptions(angles=0))
+    assert "fd_dinov2: not available. no &lt;weights&gt; at /nowhere" in text
     assert re.search(r"By number of Gaussians.*512</th>.*4,096</th>.*PSNR.*21.00.*25.00.*LPIPS", text, re.DOTALL)
 
 

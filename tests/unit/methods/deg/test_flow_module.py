@@ -18,6 +18,7 @@ from gsforge.methods.deg.flow import DeGFlow
 from gsforge.methods.deg.flow_config import FlowNetworkConfig, FlowSamplingConfig, FlowTrainingConfig
 from gsforge.methods.deg.latent_decoder import LatentDecoder
 from gsforge.methods.deg.module import DeGVAE
+from gsforge.metrics.generation import GenerationMetricsConfig
 from gsforge.nn.features import FilterBankFeatures
 from gsforge.nn.tokens import PatchTokens
 from tests.unit.methods.deg.conftest import SIZES
@@ -177,8 +178,8 @@ def test_prediction_shows_objects_and_depends_on_the_batch_alone(vae: Path, late
     assert not torch.equal(result.images["generated"], model.predict_step(latents, 4).images["generated"])
     assert result.gaussians is not None
     assert result.gaussians.count == 8 * SIZES["gaussians_per_anchor"]
-    assert result.images["image"].shape == result.images["true latent"].shape == (2, 1, 3, 16, 16)
-    assert result.images["generated"].shape == (2, 5, 3, 16, 16)
+    assert result.images["image"].shape == (2, 1, 3, 16, 16)
+    assert result.images["generated"].shape == result.images["true latent"].shape == (2, 5, 3, 16, 16)
     assert {"psnr", "psnr_baseline", "ssim", "velocity_error", "velocity_error_t50", "camera_error"} <= set(
         result.metrics
     )
@@ -257,3 +258,18 @@ def test_weights_that_cannot_decode_are_refused(build: Callable[..., DeGVAE], tm
 def test_channels_of_vae_and_network_must_agree(vae: Path) -> None:
     with pytest.raises(ValueError, match=r"network.latent_channels is 5, but the VAE in .* has 4"):
         flow(vae, network={"latent_channels": 5})
+
+
+def test_a_test_says_which_metrics_it_could_not_measure(
+    vae: Path, latents: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = awakened(flow(vae, metrics=GenerationMetricsConfig(inception=str(tmp_path / "nowhere.pth"))))
+    model.on_test_start()
+    with torch.inference_mode():
+        result = model.test_step(latents, 0)
+    model.on_test_epoch_end()
+    assert set(model.unavailable_metrics) == {"fd_inception", "kd_inception"}
+    assert str(tmp_path / "nowhere.pth") in model.unavailable_metrics["fd_inception"]
+    assert model.set_metrics == {}
+    assert "psnr" in result.metrics
