@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def test_damaged_data_is_refused(toy_run: ToyRun, tmp_path: Path, capsys: pytest
         index.write_text(
             index.read_text().replace('"schema": 1', '"schema": 999').replace('"schema":1', '"schema":999')
         )
-    run = ToyRun(toy_run.config, broken)
+    run = replace(toy_run, data=broken)
     assert main(["fit", *run.options(tmp_path / "run", steps=2)]) != 0
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
