@@ -159,9 +159,8 @@ def _auction(tokens: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, bool]:
 def _prices_of_sample(tokens: Tensor, anchors: Tensor) -> Tensor:
     """Prices [M] to start from: those of a random part of the tokens and anchors, carried over to all anchors."""
     random = torch.Generator().manual_seed(0)
-    tokens, some = (
-        points[torch.randperm(len(points), generator=random)[:_SAMPLE].to(points.device)] for points in (tokens, anchors)
-    )
+    chosen = [torch.randperm(len(points), generator=random)[:_SAMPLE] for points in (tokens, anchors)]
+    tokens, some = (points[rows.to(points.device)] for points, rows in zip((tokens, anchors), chosen, strict=True))
     prices = torch.zeros_like(some[:, 0])
     for epsilon in _COARSE:
         _sell(tokens, some, prices, epsilon, len(tokens) // _LEAVE)
