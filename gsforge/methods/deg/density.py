@@ -175,4 +175,7 @@ class OctreeDensity(nn.Module):
         leaf = torch.searchsorted(counts.cumsum(-1), ranks, right=True)
         corners = cell_corners(codes.gather(1, leaf), self.depth)
         points = (corners + torch.rand(corners.shape, device=device)) / 2**self.depth
+        # In float32 the sum may round up to the corner of the next leaf.
+        ends = (corners + 1) / 2**self.depth
+        points = torch.minimum(points, ends.nextafter(torch.zeros_like(ends)))
         return DensitySamples(points, log_q.gather(1, leaf))

@@ -203,3 +203,16 @@ def test_equal_seeds_give_equal_samples() -> None:
 
     assert torch.equal(draw(0), draw(0))
     assert not torch.equal(draw(0), draw(1))
+
+
+def test_points_stay_in_their_leaf_whatever_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    density = trained(8)
+    most = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))  # the largest number that torch.rand gives
+    rand = torch.rand
+    monkeypatch.setattr(torch, "rand", lambda shape, **kind: rand(shape, **kind).double().fill_(float(most)).to(**kind))
+    drawn = density.sample(latents(1), 256)
+    corners = (drawn.points * 256).floor()
+    assert (corners <= 255).all()
+    # On the edge of the next leaf the number would be whole.
+    assert not torch.equal(drawn.points * 256, corners)
+    assert ((drawn.points * 256) % 1 > 0.9).all()
