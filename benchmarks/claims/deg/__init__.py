@@ -1,0 +1,1 @@
+"""Claims of DeG (TripoSplat), arXiv 2605.16355."""
