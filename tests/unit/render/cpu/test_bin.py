@@ -95,11 +95,12 @@ def test_every_pixel_above_the_threshold_is_in_a_listed_tile(
 def placed_rows(splats: Splats, tiles_x: int, tiles_y: int) -> set[tuple[int, int, int]]:
     """Tile, splat and row of the tile of all that is drawn."""
     placed, extents = np.ones(PLACED, np.float32), np.empty(2 * GROUP, np.int32)
+    whole = (0, TILE_WIDTH - 1, 0, TILE_HEIGHT - 1)
     found = set()
     for tile in range(len(splats.tile_starts) - 1):
         _, x0, y0 = tile_origin(tile, tiles_x, tiles_y)
         for k in range(splats.tile_starts[tile], splats.tile_starts[tile + 1]):
-            place_splats(k, k + 1, splats.entries, splats.table, splats.colors, x0, y0, placed, extents)
+            place_splats(k, k + 1, splats.entries, splats.table, splats.colors, x0, y0, whole, placed, extents)
             first, number = extents[[0, GROUP]].tolist()
             found |= {(tile, int(splats.entries[k, 0]), row) for row in range(first, first + number)}
     return found

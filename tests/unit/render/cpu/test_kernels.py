@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from gsforge.core.sh import sh_basis
 from gsforge.render.cpu import accumulate, differentiate, draw, geometry, harmonics, prepare, tiles
-from gsforge.render.cpu.tiles import GRAD_FEATURES, GROUP, LANES, LOG_255, PLACED, TILE_HEIGHT, exp_minus
+from gsforge.render.cpu.tiles import GRAD_FEATURES, GROUP, LANES, LOG_255, PLACED, TILE_HEIGHT, TILE_WIDTH, exp_minus
 
 OPTIONS = draw.draw_splat.targetoptions  # those of `tiles.kernel`
 STATE = np.ones(30 * LANES, np.float32)
@@ -23,6 +23,7 @@ ARGUMENTS = {
     "Z": STATE,
     "top": 0,
     "rows": TILE_HEIGHT,
+    "box": (0, TILE_WIDTH - 1, 0, TILE_HEIGHT - 1),
     "placed": np.ones(PLACED, np.float32),
     "e": 0,
     "limits": np.ones(3, np.float32),
