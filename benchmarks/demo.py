@@ -1,9 +1,12 @@
-"""The whole story in one command: make data, train in two stages, stop and resume, measure, export, report.
+"""The whole story in one command: from meshes to a model that turns a picture into 3D Gaussians.
 
     python -m benchmarks.demo [--quick] [--out DIR]
 
+Make data, train the three stages of the VAE (stopping and resuming the second), measure it, turn objects into latents,
+train the flow model on them, generate objects that it never saw from pictures of them, measure these, report.
+
 Every step is a `gsforge` command, printed as a user would type it. Run again, it continues where it stopped. It fails
-if the trained model does not clearly beat the baselines on objects it never saw. `--quick` goes through the same steps
+if a trained model does not clearly beat its baselines on objects it never saw. `--quick` goes through the same steps
 with a few objects and training steps, without that demand.
 """
 
@@ -13,23 +16,38 @@ import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-# Metric, unit, whether more is better, and the least margin over the baseline that counts as clear.
-MEASURES = (
-    ("psnr", "dB", True, 3.0),
-    ("ssim", "", True, 0.05),
-    ("chamfer", "object sizes", False, 0.01),
-)
 TRAINER = "configs/trainer/cpu.yaml"
 INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a test measured, and when it counts as clearly better than the baseline.
+
+    Attributes:
+        name: of the metric.
+        unit: of the metric.
+        margin: least gain over the baseline; negative where less is better.
+    """
+
+    name: str
+    unit: str
+    margin: float
+
+
+RECONSTRUCTION = (Measure("psnr", "dB", 3.0), Measure("ssim", "", 0.05), Measure("chamfer", "object sizes", -0.01))
+GENERATION = (Measure("psnr", "dB", 1.0), Measure("ssim", "", 0.02))
 
 
 @dataclass(frozen=True)
@@ -39,23 +57,25 @@ class Plan:
     Attributes:
         train: objects to learn from.
         heldout: objects to measure on.
-        steps: training steps of each stage; None takes those of the configuration.
+        steps: training steps by configuration; of others it says the number itself.
     """
 
     train: int
     heldout: int
-    steps: tuple[int, int] | None
+    steps: dict[str, int]
 
 
-FULL = Plan(train=160, heldout=16, steps=None)
-QUICK = Plan(train=8, heldout=2, steps=(4, 8))
+STAGES = ("vae_toy", "vae_toy_stage2", "vae_toy_stage3")
+FLOW = "flow_toy"
+FULL = Plan(train=160, heldout=16, steps={})
+QUICK = Plan(train=8, heldout=2, steps=dict(zip((*STAGES, FLOW), (4, 8, 4, 4), strict=True)))
 
 
 def main() -> int:
-    """Run the demo; exit code 0 if the model beats the baselines.
+    """Run the demo.
 
     Returns:
-        0 if the model beats the baselines, or with --quick; 1 otherwise.
+        0 if the models beat the baselines, or with --quick; 1 otherwise.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few objects and steps: shows that everything runs")
@@ -71,23 +91,28 @@ class Demo:
 
     Args:
         plan: sizes of the demo.
-        out: folder for data, runs and the report.
+        out: folder for data, runs and the pages.
     """
 
     def __init__(self, plan: Plan, out: Path) -> None:
         self.plan, self.out, self.console = plan, out, Console(highlight=False, soft_wrap=True)
-        self.data, self.stage1, self.stage2 = out / "data", out / "stage1", out / "stage2"
+        self.data, self.latents, self.weights = out / "data", out / "latents", out / "weights"
         self.times: list[tuple[str, float]] = []
 
     def run(self) -> None:
         """Go through all steps."""
         self.step("Make objects to learn from, and others to be measured on", self.make_data)
-        self.step("Stage 1: the encoder and the octree density learn the shapes", self.train_structure)
+        self.step("Stage 1: the encoder and the octree density learn the shapes", lambda: self.fit(STAGES[0]))
         self.step("Stage 2: the decoder learns appearance through the renderer. Stopped half-way ...", self.interrupt)
-        self.step("... and the same command again goes on where it stopped", self.train_appearance)
-        self.step("Measure on the objects that were held out", self.measure)
+        self.step("... and the same command again goes on where it stopped", lambda: self.fit(STAGES[1]))
+        self.step("Stage 3: the density learns where Gaussians help the renderer", lambda: self.fit(STAGES[2]))
+        self.step("Measure on the objects that were held out", lambda: self.test(STAGES[2]))
         self.step("Take one object out as a .ply file", self.export)
-        self.step("Put everything on one page", self.report)
+        self.step("Turn all objects into latents", self.encode)
+        self.step("The flow model learns to make latents from pictures", lambda: self.fit(FLOW))
+        self.step("Generate the objects that were held out, each from one picture", lambda: self.test(FLOW))
+        self.step("Turn a picture into a .ply file", self.predict)
+        self.step("Put everything on two pages", self.report)
 
     def step(self, title: str, action: Callable[[], None]) -> None:
         """Announce, do and time one step.
@@ -101,16 +126,22 @@ class Demo:
         action()
         self.times.append((title, time.perf_counter() - started))
 
+    # --- steps
+
     def make_data(self) -> None:
         """Two toy sets and a contact sheet."""
         for name, count, seed in (("train", self.plan.train, 0), ("heldout", self.plan.heldout, 1)):
-            out = self.data / name
-            self.gsforge(f"data toy objects --out {out} --count {count} --seed {seed} --workers 2")
+            options = f"--count {count} --seed {seed} --condition-views 4 --workers 2"
+            self.gsforge(f"data toy objects --out {self.data / name} {options}")
         self.gsforge(f"data show {self.data / 'heldout'} --out {self.out / 'heldout.png'}")
 
-    def train_structure(self) -> None:
-        """Stage 1 to its end."""
-        self.gsforge(self.fit(1))
+    def fit(self, config: str) -> None:
+        """A training to its end.
+
+        Args:
+            config: name of the configuration.
+        """
+        self.gsforge(f"fit {self.options(config)}")
 
     def interrupt(self) -> None:
         """Stage 2, with a Ctrl-C once half of its steps are in the log.
@@ -118,9 +149,8 @@ class Demo:
         Raises:
             SystemExit: if the training fails.
         """
-        command = self.gsforge_command(self.fit(2))
-        process = subprocess.Popen(command)
-        while process.poll() is None and self.progress() < 0.5:
+        process = subprocess.Popen(self.gsforge_command(f"fit {self.options(STAGES[1])}"))
+        while process.poll() is None and self.progress(STAGES[1]) < 0.5:
             time.sleep(0.5)
         if process.poll() is None:
             self.console.print("[bold yellow]Ctrl-C[/]")
@@ -129,76 +159,82 @@ class Demo:
         if code not in (0, INTERRUPTED):
             raise SystemExit(f"the interrupted training ended with exit code {code}")
 
-    def train_appearance(self) -> None:
-        """The same command as before, to its end."""
-        self.gsforge(self.fit(2))
+    def test(self, config: str) -> None:
+        """Metrics, pictures and .ply files of the held-out objects.
 
-    def measure(self) -> None:
-        """Metrics, pictures and .ply files of the held-out objects."""
-        self.gsforge(f"test {self.options(2)}")
+        Args:
+            config: name of the configuration.
+        """
+        self.gsforge(f"test {self.options(config)}")
 
     def export(self) -> None:
-        """One object as a file for any viewer of 3D Gaussians."""
-        self.gsforge(f"export {self.stage2} --out {self.out / 'object.ply'}")
+        """One object as a file for any viewer of 3D Gaussians, and the weights for the flow model."""
+        self.gsforge(f"export {self.folder(STAGES[2])} --out {self.out / 'object.ply'}")
+        self.gsforge(f"export {self.folder(STAGES[2])} --weights {self.weights}")
+
+    def encode(self) -> None:
+        """Latents of both sets, in four orientations."""
+        for name in ("train", "heldout"):
+            options = f"--data {self.data / name} --out {self.latents / name}"
+            self.gsforge(f"data encode {self.folder(STAGES[2])} {options}")
+
+    def predict(self) -> None:
+        """The first held-out picture, as a user would bring one along."""
+        picture = self.out / "picture.png"
+        with tarfile.open(self.data / "heldout" / "shard-000000.tar") as shard:
+            content = next(shard.extractfile(member) for member in shard if member.name.endswith(".condition.000.png"))
+            picture.write_bytes(content.read())
+        self.gsforge(f"predict --image {picture} --ckpt {self.folder(FLOW)} --out {self.out / 'generated'}")
 
     def report(self) -> None:
-        """One self-contained page."""
-        self.gsforge(f"report {self.stage2} --out {self.out / 'report.html'} --size 192")
+        """One self-contained page for the VAE, and one for the flow model."""
+        for config, page in ((STAGES[2], "reconstruction.html"), (FLOW, "report.html")):
+            self.gsforge(f"report {self.folder(config)} --out {self.out / page} --size 192")
 
-    def options(self, stage: int) -> str:
+    # --- commands
+
+    def folder(self, config: str) -> Path:
+        """Run directory of a configuration."""
+        return self.out / config
+
+    def options(self, config: str) -> str:
         """Options of a training or test command.
 
         Args:
-            stage: 1 or 2.
+            config: name of the configuration.
 
         Returns:
             The options, as typed in a shell.
         """
-        config, folder = ("vae_toy", self.stage1) if stage == 1 else ("vae_toy_stage2", self.stage2)
-        options = f"--config configs/deg/{config}.yaml --config {TRAINER} --run_dir {folder} --data.train"
-        options += f" {self.data / 'train'} --data.val {self.data / 'heldout'} --data.test {self.data / 'heldout'}"
-        if stage == 2:
-            options += f" --init_from {self.stage1}"
-        if self.plan.steps is not None:
-            steps = self.plan.steps[stage - 1]
+        data = self.latents if config == FLOW else self.data
+        options = f"--config configs/deg/{config}.yaml --config {TRAINER} --run_dir {self.folder(config)} --data.train"
+        options += f" {data / 'train'} --data.val {data / 'heldout'} --data.test {data / 'heldout'}"
+        if config == FLOW:
+            options += f" --model.vae {self.weights}"
+        elif config != STAGES[0]:
+            options += f" --init_from {self.folder(STAGES[STAGES.index(config) - 1])}"
+        if config in self.plan.steps:
+            steps = self.plan.steps[config]
             options += (
                 f" --trainer.max_steps {steps} --trainer.val_check_interval {steps} --trainer.log_every_n_steps 1"
             )
         return options
 
-    def fit(self, stage: int) -> str:
-        """The training command of a stage.
+    def progress(self, config: str) -> float:
+        """Share of a training that its log shows as done.
 
         Args:
-            stage: 1 or 2.
-
-        Returns:
-            The words after `gsforge`, as typed in a shell.
-        """
-        return f"fit {self.options(stage)}"
-
-    def progress(self) -> float:
-        """Share of stage 2 that its log shows as done.
+            config: name of the configuration.
 
         Returns:
             Share in [0, 1]; 0 while nothing is logged.
         """
-        logs = sorted(self.stage2.glob("logs/csv/*/metrics.csv"))
+        logs = sorted(self.folder(config).glob("logs/csv/*/metrics.csv"))
         if not logs or not (rows := logs[-1].read_text().splitlines()[1:]):
             return 0.0
         column = logs[-1].read_text().splitlines()[0].split(",").index("step")
-        total = self.plan.steps[1] if self.plan.steps else self.configured_steps()
-        return (int(rows[-1].split(",")[column]) + 1) / total
-
-    def configured_steps(self) -> int:
-        """Steps of stage 2 by its configuration.
-
-        Returns:
-            Number of training steps.
-        """
-        import yaml
-
-        return int(yaml.safe_load(Path("configs/deg/vae_toy_stage2.yaml").read_text())["trainer"]["max_steps"])
+        configured = yaml.safe_load(Path(f"configs/deg/{config}.yaml").read_text())["trainer"]["max_steps"]
+        return (int(rows[-1].split(",")[column]) + 1) / self.plan.steps.get(config, configured)
 
     def gsforge_command(self, arguments: str) -> list[str]:
         """Print a command as a user would type it; the words that run it here.
@@ -225,8 +261,10 @@ class Demo:
         if code:
             raise SystemExit(f"`gsforge {arguments}` ended with exit code {code}")
 
+    # --- results
+
     def verdict(self) -> bool:
-        """Print times and results; whether every measure beats its baseline clearly.
+        """Print times and results.
 
         Returns:
             True if every measure beats its baseline by its margin.
@@ -235,20 +273,39 @@ class Demo:
         for title, seconds in self.times:
             times.add_row(title, f"{seconds:.0f}")
         times.add_row("all", f"{sum(seconds for _, seconds in self.times):.0f}")
-        mean = json.loads((self.stage2 / "test" / "metrics.json").read_text())["mean"]
-        table = Table("measure", "model", "baseline", "verdict", title=f"{self.plan.heldout} objects never seen")
-        verdicts = []
-        for name, unit, more_is_better, margin in MEASURES:
-            model, baseline = mean[name], mean[f"{name}_baseline"]
-            gain = model - baseline if more_is_better else baseline - model
-            verdicts.append(gain >= margin)
-            verdict = "better" if gain >= margin else f"not better by {margin}"
-            table.add_row(name, f"{model:.4g} {unit}", f"{baseline:.4g} {unit}", verdict)
-        self.console.print(times, table)
+        self.console.print(times)
+        verdicts = [
+            self.compare(STAGES[2], "reconstructed from 4 views", RECONSTRUCTION),
+            self.compare(FLOW, "generated from one picture", GENERATION),
+        ]
         self.console.print(
-            "Baselines: psnr and ssim of the best constant image; chamfer of points drawn uniformly in the "
-            f"object's bounding box.\nLook at {self.out / 'report.html'}"
+            "Baselines: of a reconstruction, psnr and ssim of the best constant image, chamfer of points drawn "
+            "uniformly in the object's bounding box; of what is generated, the object that another picture gave.\n"
+            f"Look at {self.out / 'report.html'} and {self.out / 'reconstruction.html'}"
         )
+        return all(verdicts)
+
+    def compare(self, config: str, how: str, measures: tuple[Measure, ...]) -> bool:
+        """Print the results of a test.
+
+        Args:
+            config: name of the configuration.
+            how: what was done with the objects.
+            measures: what to show.
+
+        Returns:
+            True if every measure beats its baseline by its margin.
+        """
+        mean = json.loads((self.folder(config) / "test" / "metrics.json").read_text())["mean"]
+        table = Table("measure", "model", "baseline", "verdict", title=f"{self.plan.heldout} objects never seen, {how}")
+        verdicts = []
+        for measure in measures:
+            model, baseline = mean[measure.name], mean[f"{measure.name}_baseline"]
+            better = (model - baseline) / measure.margin >= 1
+            verdict = "better" if better else f"not better by {abs(measure.margin)}"
+            table.add_row(measure.name, f"{model:.4g} {measure.unit}", f"{baseline:.4g} {measure.unit}", verdict)
+            verdicts.append(better)
+        self.console.print(table)
         return all(verdicts)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datamodules.base import ShardDataModule
-from datamodules.conditions import read_condition
+from datamodules.conditions import read_condition, spread
 from datamodules.errors import DataError, SampleError
 from datamodules.jitter import jittered
 from datamodules.latent_format import KIND, LatentRecord, read_latent
@@ -25,12 +25,14 @@ class LatentAssembler:
     Attributes:
         tokens: number M of latent tokens.
         condition_size: side of the image in pixels.
+        eval_views: number of views of the object in evaluation.
         augment: probability of each kind of jitter in training.
         vae: which VAE the latents must be of.
     """
 
     tokens: int
     condition_size: int
+    eval_views: int
     augment: float
     vae: str
 
@@ -41,8 +43,8 @@ class LatentAssembler:
             SampleError: if the object has no such latent or no condition view, or damaged content.
         """
         record = LatentRecord.read(members)
-        self.check(record, members)
         training = random is not None
+        self.check(record, members, training)
         # A draw of the latent is needed without a generator too: models see no means in training.
         random = random if random is not None else np.random.RandomState(zlib.crc32(members.key.encode()))
         view = int(random.randint(len(record.conditions))) if training else 0
@@ -50,25 +52,33 @@ class LatentAssembler:
         turns = int(turns_to_front(camera)) if len(record.turns) > 1 else 0
         latent = read_latent(members, record, self.tokens, turns).astype(np.float32)
         noise = random.standard_normal(latent[0].shape).astype(np.float32)
-        image = resized(
-            object_square(premultiplied(read_condition(members, record.conditions, view))), self.condition_size
-        )
-        if training:
-            image = jittered(image, self.augment, random)
-        return {
+        whole = premultiplied(read_condition(members, record.conditions, view))
+        image = resized(object_square(whole), self.condition_size)
+        sample = {
             "key": members.key,
             "latent": torch.from_numpy(latent[0] + np.exp(0.5 * latent[1]) * noise),
-            "image": image[:3],
+            "image": (jittered(image, self.augment, random) if training else image)[:3],
             "camera": turned_camera(camera, turns),
             "turns": turns,
         }
+        return sample if training else sample | self._views(members, record, turns)
 
-    def check(self, record: LatentRecord, members: Members) -> None:
+    def _views(self, members: Members, record: LatentRecord, turns: int) -> Sample:
+        """Whole condition views of the turned object, far from each other; the first is the one of `image`."""
+        chosen = spread(record.conditions, self.eval_views)
+        views = [premultiplied(read_condition(members, record.conditions, view))[:3] for view in chosen]
+        return {
+            "views": torch.stack([resized(view, self.condition_size) for view in views]),
+            "view_cameras": turned_camera(record.conditions.cameras[chosen], turns),
+        }
+
+    def check(self, record: LatentRecord, members: Members, training: bool) -> None:
         """Whether an object's latents can give what is asked for.
 
         Args:
             record: their record.
             members: their files, for the message.
+            training: whether one view is enough.
 
         Raises:
             SampleError: if they cannot; says what is there.
@@ -81,6 +91,11 @@ class LatentAssembler:
             raise members.error(f"has latents of {list(record.turns)} quarter turns; expected 0 alone, or 0 to 3")
         if not len(record.conditions):
             raise members.error("has no condition views; prepare the objects with --condition-views, and encode again")
+        if not training and len(record.conditions) < self.eval_views:
+            raise members.error(
+                f"has {len(record.conditions)} condition views; lower `eval_views` from {self.eval_views}, or prepare "
+                "the objects with more --condition-views, and encode again"
+            )
         if record.vae != self.vae:
             raise members.error(
                 f"has latents of the VAE {record.vae}, others are of {self.vae}; encode all with one VAE"
@@ -107,7 +122,8 @@ class LatentsDataModule(ShardDataModule):
     `gsforge.core.object_camera`), all three float32, and `turns` and `position` [B] int64, the latter as in
     `ObjectsDataModule`. The latent and the camera are those of the object after so many quarter turns about the
     vertical axis, from x to y, that the camera is within 45 degrees of the x axis; not turned, where the set has one
-    orientation alone.
+    orientation alone. In evaluation there are `views` [B, V, 3, S, S] (not cut out) and `view_cameras` [B, V, 5] of the
+    same turned object besides.
 
     Args:
         train: folder or address (s3://, gs://, http://) of the training set, or a list of them.
@@ -118,6 +134,7 @@ class LatentsDataModule(ShardDataModule):
         batch_size: objects of a training batch over all ranks together; a multiple of the number of ranks. The same
             value on another number of ranks continues the same run.
         eval_batch_size: objects of a validation or test batch on one rank.
+        eval_views: number V of condition views that evaluation shows, at least 1.
         augment: probability of each kind of jitter (crop, perspective, blur, colour, noise, compression) in training;
             0.05 is the published value.
         num_workers: worker processes for loading, for each rank and loader; 0 loads in the main process.
@@ -140,6 +157,7 @@ class LatentsDataModule(ShardDataModule):
         condition_size: int | None = None,
         batch_size: int = 8,
         eval_batch_size: int = 1,
+        eval_views: int = 4,
         augment: float = 0.05,
         num_workers: int = 4,
         seed: int = 0,
@@ -157,11 +175,13 @@ class LatentsDataModule(ShardDataModule):
             block_shards=block_shards,
             max_unreadable=max_unreadable,
         )
-        if not 0 <= augment <= 1 or (condition_size is not None and condition_size < 1):
+        if not 0 <= augment <= 1 or (condition_size is not None and condition_size < 1) or eval_views < 1:
             raise DataError(
-                f"expected augment from 0 to 1 and condition_size of at least 1, got {augment} and {condition_size}"
+                "expected augment from 0 to 1, and condition_size and eval_views of at least 1, got "
+                f"{augment}, {condition_size} and {eval_views}"
             )
         self._tokens, self._condition_size, self._augment = tokens, condition_size, augment
+        self._eval_views = eval_views
         self._vae: str | None = None
 
     def assembler(self, store: SampleStore, training: bool) -> LatentAssembler:
@@ -182,9 +202,9 @@ class LatentsDataModule(ShardDataModule):
             record, members = first_record(store, LatentRecord.read, start)
             size = size or record.conditions.size
             self._vae = vae = self._vae or record.vae
-            assembler = LatentAssembler(self._tokens, size, self._augment, vae)
+            assembler = LatentAssembler(self._tokens, size, self._eval_views, self._augment, vae)
             try:
-                assembler.check(record, members)
+                assembler.check(record, members, training)
             except SampleError as error:
                 raise DataError(str(error)) from error
         return assembler

@@ -54,7 +54,7 @@ class ToyRun:
 def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two toy objects, 16 views of 32 px: few enough to be learned by heart in seconds."""
     folder = tmp_path_factory.mktemp("small_set") / "objects"
-    options = "--count 2 --views 16 --size 32 --points 1024 --shard-size 2 --condition-views 2 --seed 5"
+    options = "--count 2 --views 16 --size 32 --points 1024 --shard-size 2 --condition-views 4 --seed 5"
     assert main(["data", "toy", "objects", "--out", str(folder), *options.split()]) == 0
     return folder
 

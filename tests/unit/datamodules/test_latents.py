@@ -27,7 +27,7 @@ CAMERAS = [
     [math.cos(math.radians(yaw)) * 0.8, math.sin(math.radians(yaw)) * 0.8, 0.6, 0.1 * view, 0.9]
     for view, yaw in enumerate(YAWS)
 ]
-ASSEMBLER = LatentAssembler(tokens=M, condition_size=S, augment=0.0, vae="abc")
+ASSEMBLER = LatentAssembler(tokens=M, condition_size=S, eval_views=1, augment=0.0, vae="abc")
 
 
 def picture(view, number=0):
@@ -121,6 +121,23 @@ def test_evaluation_takes_the_first_view_and_never_changes(latents):
     assert not (first[0]["latent"] - first[1]["latent"] + 10).allclose(torch.zeros(M, C), atol=1e-3)
 
 
+def test_evaluation_shows_whole_views_of_the_turned_object():
+    sample = LatentAssembler(M, S, 3, 0.0, "abc")(members_of(cameras=CAMERAS[1:]), None)
+    assert sample["turns"] == TURNS[1]
+    assert sample["views"].shape == (3, 3, S, S)
+    assert sample["view_cameras"][0].equal(sample["camera"])
+    yaws = torch.atan2(sample["view_cameras"][:, 1], sample["view_cameras"][:, 0]).rad2deg()
+    for view, yaw, camera in zip(sample["views"], yaws, sample["view_cameras"], strict=True):
+        number = round(camera[3].item() / 0.1)  # where the camera is in CAMERAS
+        turned = YAWS[number] + 90 * sample["turns"]
+        assert math.cos(math.radians(yaw - turned)) == pytest.approx(1, abs=1e-5)
+        shown = view[:, 4:12, 10:16] * 255 / 128 * 255
+        torch.testing.assert_close(shown[1], torch.full((8, 6), 40.0 * (number - 1)), atol=0.01, rtol=0)
+        assert view.sum() == pytest.approx(view[:, 4:12, 10:16].sum())
+    drawn = ASSEMBLER(members_of(), np.random.RandomState(0))
+    assert "views" not in drawn
+
+
 def test_batches_do_not_depend_on_workers(latents):
     alone, helped = (taken(attached(latents, num_workers=n, augment=0.5).train_dataloader(), 5) for n in (0, 2))
     for a, b in zip(alone, helped, strict=True):
@@ -151,7 +168,7 @@ def test_the_object_fills_the_middle_over_black():
 
 @pytest.mark.parametrize("size", [8, 32, 64])
 def test_images_come_in_the_size_asked_for(size):
-    image = LatentAssembler(M, size, 0.0, "abc")(members_of(), None)["image"]
+    image = LatentAssembler(M, size, 1, 0.0, "abc")(members_of(), None)["image"]
     assert image.shape == (3, size, size)
     assert 0 <= image.min() <= image.max() <= 1
     assert image[0].mean() == pytest.approx(200 / 255 * 128 / 255 * 48 / 100, rel=0.1)

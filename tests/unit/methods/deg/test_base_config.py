@@ -1,5 +1,6 @@
 """The published configurations: every key is known, the networks have the published size, the stages fit together."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,23 @@ from gsforge.methods.deg.config import NetworkConfig
 from gsforge.methods.deg.decoder import AttributeDecoder
 from gsforge.methods.deg.density import OctreeDensity
 from gsforge.methods.deg.encoder import SetEncoder
+from gsforge.methods.deg.flow_config import FlowNetworkConfig
+from gsforge.methods.deg.transformer import FlowTransformer
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"
-PAIRS = [("vae_toy.yaml", "vae_toy_stage2.yaml"), ("vae_base.yaml", "vae_base_stage2.yaml")]
-BASE = PAIRS[1]
+TOY = ("vae_toy.yaml", "vae_toy_stage2.yaml", "vae_toy_stage3.yaml")
+BASE = ("vae_base.yaml", "vae_base_stage2.yaml", "vae_base_stage3.yaml")
+PAIRS = [*itertools.pairwise(TOY), *itertools.pairwise(BASE)]
+RATES = dict(zip(BASE, (1e-4, 1e-4, 2e-5), strict=True))
+FLOWS = ("flow_base.yaml", *(f"flow_base_stage{stage}.yaml" for stage in (2, 3, 4, 5)))
+# Tokens, image size, steps, learning rate, batch of 32 GPUs, mean of the times.
+PUBLISHED_FLOWS = [
+    (1024, 512, 300_000, 1e-4, 384, 0.0),
+    (2048, 512, 50_000, 5e-5, 256, 0.3),
+    (4096, 512, 50_000, 2e-5, 128, 0.6),
+    (8192, 512, 100_000, 2e-5, 64, 1.0),
+    (8192, 1024, 150_000, 1e-5, 64, 1.0),
+]
 
 
 def read(name: str) -> dict[str, Any]:
@@ -79,7 +93,7 @@ def test_both_stages_have_the_same_networks_and_features(first: str, second: str
     assert read(second)["init_from"] == read(first)["run_dir"]
 
 
-@pytest.mark.parametrize("name", [name for pair in PAIRS for name in pair])
+@pytest.mark.parametrize("name", [*TOY, *BASE])
 def test_points_views_and_schedule_fit_the_sampling(name: str) -> None:
     config, model = read(name), options(name)
     data, sampling = config["data"]["init_args"], model["sampling"]
@@ -89,21 +103,60 @@ def test_points_views_and_schedule_fit_the_sampling(name: str) -> None:
     assert model["lr_scheduler"]["init_args"]["total_steps"] == config["trainer"]["max_steps"]
 
 
-@pytest.mark.parametrize("name", BASE)
-def test_the_schedule_warms_up_for_200_steps_and_ends_at_one_percent(name: str) -> None:
+def rates_of(name: str, steps: list[int]) -> list[float]:
+    """Learning rates of a few steps; the rate is a function of the step alone."""
     model = options(name)
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], **model["optimizer"]["init_args"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, **model["lr_scheduler"]["init_args"])
-
-    def rate(step: int) -> float:
-        schedule.last_epoch = step - 1  # the rate is a function of the step alone
-        optimizer.step()
+    optimizer.step()
+    rates = []
+    for step in steps:
+        schedule.last_epoch = step - 1
         schedule.step()
-        return schedule.get_last_lr()[0]
+        rates.append(schedule.get_last_lr()[0])
+    return rates
 
-    rates = [rate(step) for step in (1, 100, 199, 201, 50_000, 99_999)]
-    assert rates[0] == pytest.approx(1e-6, rel=0.01)
-    assert rates[1] == pytest.approx(5e-5, rel=0.03)
-    assert rates[2:4] == pytest.approx([1e-4, 1e-4], rel=1e-3)
-    assert rates[4] == pytest.approx(5e-5, rel=0.02)
-    assert rates[5] == pytest.approx(1e-6, rel=1e-3)
+
+@pytest.mark.parametrize("name", [*BASE, *FLOWS])
+def test_the_schedule_warms_up_for_200_steps_and_then_falls_as_a_cosine(name: str) -> None:
+    total, most = read(name)["trainer"]["max_steps"], options(name)["optimizer"]["init_args"]["lr"]
+    last = 0.1 if name in FLOWS else 0.01
+    rates = rates_of(name, [1, 100, 199, 201, total // 2, total - 1])
+    assert rates[0] < 0.03 * most
+    assert rates[1] == pytest.approx(most / 2, rel=0.03)
+    assert rates[2:4] == pytest.approx([most, most], rel=1e-3)
+    assert rates[4] == pytest.approx(most * (1 + last) / 2, rel=0.02)
+    assert rates[5] == pytest.approx(last * most, rel=1e-2)
+    assert most == pytest.approx(RATES.get(name, most))
+
+
+# --- the flow model
+
+
+@pytest.mark.parametrize(("name", "published"), zip(FLOWS, PUBLISHED_FLOWS, strict=True))
+def test_the_stages_of_the_flow_model_are_the_published_ones(name: str, published: Any, tmp_path: Path) -> None:
+    config = parse(name, "gpu.yaml", tmp_path)
+    model, data = config.model.init_args, config.data.init_args
+    training, rate = model.training, model.optimizer.init_args.lr
+    steps = config.trainer.max_steps
+    found = (training.tokens, training.image_size, steps, rate, data.batch_size, training.time_mean)
+    assert found == published
+    assert (data.tokens, data.condition_size) == (training.tokens, training.image_size)
+    assert model.lr_scheduler.init_args.total_steps == steps
+    assert model.semantic_tokens.init_args.network.init_args.image_size == training.image_size
+    assert model.network.as_dict() | {"checkpoint_blocks": False} == vars(FlowNetworkConfig())
+    assert training.condition_dropout == 0.1
+
+
+@pytest.mark.parametrize(("first", "second"), itertools.pairwise(FLOWS))
+def test_each_stage_of_the_flow_model_begins_with_the_weights_of_the_one_before(first: str, second: str) -> None:
+    assert read(second)["init_from"] == read(first)["run_dir"]
+    assert options(first)["network"] | {"checkpoint_blocks": True} == options(second)["network"] | {
+        "checkpoint_blocks": True
+    }
+
+
+def test_the_flow_model_has_the_published_number_of_parameters() -> None:
+    with torch.device("meta"):
+        network = FlowTransformer(FlowNetworkConfig(**options(FLOWS[0])["network"]), 1280, 128)
+    assert parameters(network) == 370_526_101
