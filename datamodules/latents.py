@@ -17,6 +17,8 @@ from datamodules.samples import Members, SampleStore, first_record
 from gsforge.core.object_camera import turned_camera, turns_to_front
 from gsforge.core.object_crop import object_square, resized
 
+_MEASURED = 256  # objects whose latents tell the mean and spread of a channel
+
 
 @dataclass(frozen=True)
 class LatentAssembler:
@@ -208,3 +210,28 @@ class LatentsDataModule(ShardDataModule):
             except SampleError as error:
                 raise DataError(str(error)) from error
         return assembler
+
+    def latent_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel, over latents from all over the training set.
+
+        Returns:
+            [C] and [C] float32: of the means of the posteriors, over tokens, objects and quarter turns.
+
+        Raises:
+            DataError: if none of the objects tried can be read.
+        """
+        self.setup("fit")
+        store = self._stores["train"]
+        latents: list[np.ndarray] = []
+        failures: list[SampleError] = []
+        for index in np.linspace(0, len(store) - 1, min(len(store), _MEASURED)).round().astype(int).tolist():
+            try:
+                members = store.read(index)
+                record = LatentRecord.read(members)
+                latents += [read_latent(members, record, self._tokens, turns)[0] for turns in record.turns]
+            except SampleError as error:
+                failures.append(error)
+        if not latents:
+            raise DataError(f"none of {len(failures)} objects tried can be used: {failures[0]}")
+        tokens = torch.from_numpy(np.concatenate(latents).astype(np.float32))
+        return tokens.mean(0), tokens.std(0)

@@ -70,6 +70,24 @@ class DeGFlow(ObjectGenerator):
 
     # --- training
 
+    def on_fit_start(self) -> None:
+        """Measure the latents, where they are to be normalised; a run that goes on knows them.
+
+        Raises:
+            ValueError: if the data cannot tell.
+        """
+        if not self.training_config.normalize_latents or bool((self.latent_deviation != 1).any()):
+            return
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "latent_statistics"):
+            raise ValueError(
+                "training.normalize_latents: expected data that can tell `latent_statistics`, as "
+                f"datamodules.latents.LatentsDataModule, got {type(data).__name__}"
+            )
+        mean, deviation = data.latent_statistics()
+        self.latent_mean.copy_(mean)
+        self.latent_deviation.copy_(deviation)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step.
 
@@ -91,7 +109,7 @@ class DeGFlow(ObjectGenerator):
         return total
 
     def _errors(self, batch: Batch, times: Tensor, conditions: Conditions) -> dict[str, Tensor]:
-        latent, camera = batch["latent"], batch["camera"]
+        latent, camera = self._normalized(batch["latent"]), batch["camera"]
         noise, camera_noise = torch.randn_like(latent), torch.randn_like(camera)
         noisy = interpolate(latent, noise, times), interpolate(camera, camera_noise, times)
         predicted = self.predict_velocity(noisy, times, conditions)
@@ -100,6 +118,9 @@ class DeGFlow(ObjectGenerator):
         if predicted.camera is not None:
             errors["camera"] = mse_loss(predicted.camera.to(camera.dtype), velocity(camera, camera_noise))
         return errors
+
+    def _normalized(self, latent: Tensor) -> Tensor:
+        return (latent - self.latent_mean) / self.latent_deviation
 
     def _hidden(self, conditions: Conditions, draws: Tensor) -> Conditions:
         """Zero conditions where the draw is below `condition_dropout`: zeros stand for no image."""
@@ -167,7 +188,7 @@ class DeGFlow(ObjectGenerator):
 
     def _velocity_metrics(self, batch: Batch) -> dict[str, Tensor]:
         """Error of the latent's velocity at a few times, and its mean: what training lowers, without its noise."""
-        latent, conditions = batch["latent"], self.conditions(batch["image"])
+        latent, conditions = self._normalized(batch["latent"]), self.conditions(batch["image"])
         noise, camera_noise = torch.randn_like(latent), torch.randn_like(batch["camera"])
         errors = {}
         for time in _TIME_BINS:

@@ -20,6 +20,7 @@ class FlowNetworkConfig:
             paper describes. `anchors+rotary`: also rotary embeddings with learned positions, as released. `none`.
         camera_token: denoise the camera of the image along with the latent.
         checkpoint_blocks: keep the input of each block alone and compute it again in the backward pass.
+        compile_blocks: compile each block with torch.compile on first use, a minute or so; needs a C++ compiler.
     """
 
     width: int = 1024
@@ -30,6 +31,7 @@ class FlowNetworkConfig:
     positions: Literal["none", "anchors", "anchors+rotary"] = "anchors+rotary"
     camera_token: bool = True
     checkpoint_blocks: bool = False
+    compile_blocks: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
@@ -56,6 +58,8 @@ class FlowTrainingConfig:
         condition_dropout: share of the images that are hidden, so that the model can also do without.
         camera_weight: weight of the camera's error beside that of the latent, each a mean over its numbers. Published:
             every number counts the same, which is 5 / (16 M) here and leaves the camera next to nothing.
+        normalize_latents: shift and scale each channel to mean 0 and deviation 1 over the training set, as a fresh run
+            measures it. Published: no; the model is then tied to one scale of the VAE's latents.
     """
 
     tokens: int = 1024
@@ -63,6 +67,7 @@ class FlowTrainingConfig:
     time_mean: float = 0.0
     condition_dropout: float = 0.1
     camera_weight: float = 0.1
+    normalize_latents: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers without meaning."""

@@ -28,6 +28,8 @@ class ObjectGenerator(LightningModule):
     """Images to latents, latents to Gaussians; `DeGFlow` trains it."""
 
     anchors: Tensor
+    latent_mean: Tensor
+    latent_deviation: Tensor
 
     def __init__(
         self,
@@ -60,6 +62,8 @@ class ObjectGenerator(LightningModule):
         self.semantic_tokens, self.appearance_tokens = semantic_tokens, appearance_tokens
         self.network = FlowTransformer(network, semantic_tokens.channels, appearance_tokens.channels)
         self.register_buffer("anchors", sobol_anchors(training.tokens), persistent=False)
+        self.register_buffer("latent_mean", torch.zeros(network.latent_channels))
+        self.register_buffer("latent_deviation", torch.ones(network.latent_channels))
         self.vae = LatentDecoder(Path(vae)) if vae is not None else None
         if self.vae is not None and self.vae.config.latent_channels != network.latent_channels:
             raise ValueError(
@@ -128,6 +132,7 @@ class ObjectGenerator(LightningModule):
 
         times = sampling_times(self.sampling.steps, self.sampling.shift).tolist()
         latent, camera = integrate(predict, (noise, camera), times, self.sampling.solver)
+        latent = latent * self.latent_deviation + self.latent_mean
         return Prediction(latent, camera if self.network.camera_out is not None else None)
 
     @staticmethod
@@ -207,7 +212,15 @@ class ObjectGenerator(LightningModule):
 
         Returns:
             File name -> name -> tensor.
+
+        Raises:
+            ValueError: for a model of normalised latents, which that layout cannot tell.
         """
+        if self.training_config.normalize_latents:
+            raise ValueError(
+                "the released layout has no place for the scale of normalised latents; export in the default layout, "
+                "or train with training.normalize_latents false"
+            )
         return {RELEASED_TRANSFORMER: to_released(self.network, TRANSFORMER)}
 
     def load_released_files(self, folder: Path) -> None:

@@ -183,6 +183,9 @@ class FlowTransformer(nn.Module):
             )
             self.camera_out = nn.Linear(width, CAMERA_NUMBERS)
         self._initialise()
+        if config.compile_blocks:
+            for unit in self.units:
+                unit.compile(dynamic=False)
 
     def _initialise(self) -> None:
         self.apply(initialise)

@@ -138,6 +138,16 @@ def test_evaluation_shows_whole_views_of_the_turned_object():
     assert "views" not in drawn
 
 
+def test_statistics_are_those_of_the_means_in_all_orientations(latents, tmp_path):
+    """Means are 10 * object + quarter turn, the same in every channel."""
+    mean, deviation = attached(latents).latent_statistics()
+    values = torch.tensor([10.0 * number + turn for number in range(7) for turn in range(4)])
+    torch.testing.assert_close(mean, values.mean().expand(C))
+    torch.testing.assert_close(deviation, values.std(unbiased=False).expand(C), rtol=0.01, atol=0)
+    with pytest.raises(DataError, match="none of 2 objects tried can be used"):
+        attached(write(tmp_path / "other", [sample_of(n, tokens=(3 * M,)) for n in range(2)])).latent_statistics()
+
+
 def test_batches_do_not_depend_on_workers(latents):
     alone, helped = (taken(attached(latents, num_workers=n, augment=0.5).train_dataloader(), 5) for n in (0, 2))
     for a, b in zip(alone, helped, strict=True):

@@ -144,7 +144,7 @@ def test_the_stages_of_the_flow_model_are_the_published_ones(name: str, publishe
     assert (data.tokens, data.condition_size) == (training.tokens, training.image_size)
     assert model.lr_scheduler.init_args.total_steps == steps
     assert model.semantic_tokens.init_args.network.init_args.image_size == training.image_size
-    assert model.network.as_dict() | {"checkpoint_blocks": False} == vars(FlowNetworkConfig())
+    assert model.network.as_dict() | {"checkpoint_blocks": False, "compile_blocks": False} == vars(FlowNetworkConfig())
     assert training.condition_dropout == 0.1
 
 

@@ -104,6 +104,23 @@ def test_the_camera_has_a_weight_of_its_own(latents: Batch) -> None:
     assert without.isfinite()
 
 
+def test_normalised_latents_have_any_scale(latents: Batch) -> None:
+    """Training sees latents of deviation 1, and what is generated has the scale of the data."""
+    mean, deviation = torch.tensor([1.0, -2.0, 0.0, 5.0]), torch.tensor([0.1, 3.0, 1.0, 20.0])
+    plain, scaled = awakened(flow()), awakened(flow(training={"normalize_latents": True}))
+    scaled.latent_mean.copy_(mean)
+    scaled.latent_deviation.copy_(deviation)
+    other = latents | {"latent": latents["latent"] * deviation + mean}
+    torch.testing.assert_close(step(plain, latents), step(scaled, other))
+    drawn = []
+    for model in (plain, scaled):
+        torch.manual_seed(3)
+        drawn.append(model.sample(latents["image"]).latent)
+    torch.testing.assert_close(drawn[0] * deviation + mean, drawn[1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="released layout has no place for the scale of normalised latents"):
+        scaled.released_files()
+
+
 def test_hidden_images_change_nothing(latents: Batch) -> None:
     other = latents | {"image": latents["image"].flip(-1)}
     nearly_always = awakened(flow(training={"condition_dropout": 1 - 1e-9}))

@@ -1,4 +1,4 @@
-"""The flow-matching transformer: symmetries, positions, the camera token, and recomputed blocks."""
+"""The flow-matching transformer: symmetries, positions, the camera token, recomputed and compiled blocks."""
 
 from typing import Any
 
@@ -77,17 +77,30 @@ def test_the_camera_token_can_be_left_out() -> None:
     assert not any(name.startswith("camera") for name in network.state_dict())
 
 
-def test_recomputed_blocks_give_the_same_gradients() -> None:
-    gradients = []
-    for checkpoint_blocks in (False, True):
-        network = awakened(build(checkpoint_blocks=checkpoint_blocks))
-        predicted: Prediction = network(**inputs())
-        assert predicted.camera is not None
-        (predicted.latent.square().sum() + predicted.camera.square().sum()).backward()
-        gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})
-    for name, gradient in gradients[0].items():
-        assert gradient is not None, name
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+def gradients_of(network: FlowTransformer) -> dict[str, Tensor]:
+    given = {name: tensor.double() for name, tensor in inputs().items()}
+    predicted: Prediction = awakened(network).double()(**given)
+    assert predicted.camera is not None
+    (predicted.latent.square().sum() + predicted.camera.square().sum()).backward()
+    return {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"checkpoint_blocks": True},
+        pytest.param({"compile_blocks": True, "checkpoint_blocks": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_recomputed_and_compiled_blocks_give_the_same_gradients(changes: dict[str, bool]) -> None:
+    plain, network = build(blocks=1, refiner_blocks=0), build(blocks=1, refiner_blocks=0, **changes)
+    assert plain.state_dict().keys() == network.state_dict().keys()
+    expected, found = gradients_of(plain), gradients_of(network)
+    assert found.keys() == expected.keys() == dict(plain.named_parameters()).keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-9 * gradient.norm(), name
+    if "compile_blocks" in changes:
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1, "nothing was compiled"
 
 
 def test_learned_positions_turn_by_position_times_frequency() -> None:
