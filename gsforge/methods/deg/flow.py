@@ -155,7 +155,7 @@ class DeGFlow(ObjectGenerator):
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), torch.no_grad():
             torch.manual_seed(batch_idx)
             metrics = self._velocity_metrics(batch)
-            images = {"image": batch["image"][:, None]}
+            images = {"input image": batch["image"][:, None]}
             sampled = self.sample(batch["image"])
             gaussians = None
             if self.vae is not None:
@@ -181,8 +181,8 @@ class DeGFlow(ObjectGenerator):
     def test_step(self, batch: Batch, batch_idx: int) -> Any:
         """As in validation, and what networks say of the pictures, beside those of the true objects."""
         result = self.predict_step(batch, batch_idx)
-        if "generated" in result.images:
-            pictures = result.images["generated"], result.images["ground truth"], batch["image"]
+        if "render" in result.images:
+            pictures = result.images["render"], result.images["ground truth"], batch["image"]
             result.metrics.update(self.generation_metrics.update(*pictures, counted=batch["position"] >= 0))
         return log_metrics(self, batch, result, "test")
 
@@ -207,9 +207,9 @@ class DeGFlow(ObjectGenerator):
         """
         views, cameras = batch["views"], batch["view_cameras"]
         images["ground truth"] = views
-        images["generated"] = self._drawn(gaussians, cameras)
+        images["render"] = self._drawn(gaussians, cameras)
         images["true latent"] = self._drawn(self.decode(batch["latent"]), cameras)
-        metrics |= _quality(images["generated"], views, "")
+        metrics |= _quality(images["render"], views, "")
         metrics |= _quality(images["true latent"], views, "_true_latent")
         if len(views) > 1:
             others = gaussians.map(lambda tensor: tensor.roll(1, 0))

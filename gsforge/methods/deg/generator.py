@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from lightning import LightningModule
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from gsforge.core.flow import State, guided, integrate, sampling_times
 from gsforge.core.gaussians import Gaussians
@@ -70,6 +71,11 @@ class ObjectGenerator(LightningModule):
                 f"network.latent_channels is {network.latent_channels}, but the VAE in {vae} has "
                 f"{self.vae.config.latent_channels}"
             )
+
+    def configure_model(self) -> None:
+        """Shard the transformer over the ranks where the strategy does (FSDP2); Lightning may call it twice."""
+        if self.device_mesh is not None and not isinstance(self.network, FSDPModule):
+            self.network.shard(self.device_mesh["data_parallel"])
 
     def predict_velocity(self, state: State, times: Tensor, conditions: Conditions) -> Prediction:
         """Ask the transformer.

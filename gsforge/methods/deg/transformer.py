@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
@@ -200,6 +202,16 @@ class FlowTransformer(nn.Module):
     def units(self) -> Iterator[nn.Module]:
         """The blocks: what is compiled, recomputed and sharded one by one."""
         yield from (*self.latent_blocks, *self.image_blocks, *self.blocks)
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Divide the weights among ranks (FSDP2): each block gathers its own when it runs. Once for each network.
+
+        Args:
+            mesh: one dimension, the ranks.
+        """
+        for unit in self.units:
+            fully_shard(unit, mesh=mesh)
+        fully_shard(self, mesh=mesh)
 
     def forward(
         self,

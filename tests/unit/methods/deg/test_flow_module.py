@@ -194,12 +194,12 @@ def test_prediction_shows_objects_and_depends_on_the_batch_alone(vae: Path, late
     result = model.predict_step(latents, 3)
     assert torch.equal(torch.get_rng_state(), before)
     again = model.predict_step(latents, 3)
-    assert torch.equal(result.images["generated"], again.images["generated"])
-    assert not torch.equal(result.images["generated"], model.predict_step(latents, 4).images["generated"])
+    assert torch.equal(result.images["render"], again.images["render"])
+    assert not torch.equal(result.images["render"], model.predict_step(latents, 4).images["render"])
     assert result.gaussians is not None
     assert result.gaussians.count == 8 * SIZES["gaussians_per_anchor"]
-    assert result.images["image"].shape == (2, 1, 3, 16, 16)
-    assert result.images["generated"].shape == result.images["true latent"].shape == (2, 3, 3, 16, 16)
+    assert result.images["input image"].shape == (2, 1, 3, 16, 16)
+    assert result.images["render"].shape == result.images["true latent"].shape == (2, 3, 3, 16, 16)
     assert torch.equal(result.images["ground truth"], latents["views"])
     expected = {"psnr", "psnr_baseline", "psnr_true_latent", "ssim", "ssim_baseline", "camera_error"}
     assert expected | {"velocity_error", "velocity_error_t50"} <= set(result.metrics)
@@ -209,7 +209,7 @@ def test_prediction_shows_objects_and_depends_on_the_batch_alone(vae: Path, late
 def test_objects_are_held_to_their_views_and_to_those_of_another(vae: Path, latents: Batch) -> None:
     """Where the views are pictures of what is generated, nothing is left to gain, but for the baseline."""
     model = awakened(flow(vae))
-    views = model.predict_step(latents, 3).images["generated"]
+    views = model.predict_step(latents, 3).images["render"]
     metrics = model.predict_step(latents | {"views": views}, 3).metrics
     assert (metrics["psnr"] > 100).all()
     assert (metrics["psnr_baseline"] < 60).all()
