@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from gsforge.core.ply import load_ply
 from gsforge.render import rasterize
 from gsforge.training.errors import ConfigError
 from tests.contract.conftest import CONFIGS, STEPS, ToyRun
+
+KILLS = 2
 
 
 def losses(run_dir: Path) -> dict[int, float]:
@@ -64,18 +67,31 @@ def test_the_loss_falls(trained: Path) -> None:
     assert sum(values[-6:]) < 0.97 * sum(values[:6]), values
 
 
-def test_killed_and_resumed_equals_uninterrupted(toy_run: ToyRun, tmp_path: Path) -> None:
+def kill_at_random(command: list[str], run_dir: Path, random: Random) -> None:
+    """Start a training, and kill it at a random time some checkpoints later: within a step, or while it saves."""
+    last = run_dir / "checkpoints" / "last.ckpt"
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+    deadline, wanted = time.monotonic() + 300, random.randint(1, 4)
+    saves = [(last.stat().st_mtime_ns if last.exists() else 0, time.monotonic())]
+    while len(saves) <= wanted:
+        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        if last.exists() and (written := last.stat().st_mtime_ns) != saves[-1][0]:
+            saves.append((written, time.monotonic()))
+        time.sleep(0.01)
+    pace = saves[-1][1] - saves[-2][1] if wanted > 1 else 0.2
+    time.sleep(random.uniform(0, pace))
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+
+
+def test_killed_at_random_steps_and_resumed_equals_uninterrupted(toy_run: ToyRun, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(["fit", *toy_run.options(whole, STEPS)]) == 0
     command = [str(Path(sys.executable).with_name("gsforge")), "fit", *toy_run.options(killed, STEPS)]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 300
-    while not (killed / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < deadline, "no checkpoint in time"
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    random = Random()  # another time each run; timing alone would make it so
+    for _ in range(KILLS):
+        kill_at_random(command, killed, random)
     before = checkpoint(killed)["global_step"]
     assert before < STEPS, "killed too late to show anything"
     assert main(["fit", *toy_run.options(killed, STEPS)]) == 0
