@@ -1,1 +1,1 @@
-"""Measurements of the project as a whole: the demo, and later speed against peers and claims in miniature."""
+"""Measurements of the project as a whole: the demo, speed against peers, claims of the papers in miniature."""

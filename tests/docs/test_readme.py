@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trimesh
+from PIL import Image, ImageDraw
 
 from gsforge.cli import main
 
@@ -31,12 +32,15 @@ def commands() -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with the configurations and somebody's meshes."""
+    """An empty folder with the configurations, somebody's meshes and a picture."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "meshes").mkdir()
     for name, mesh in (("box", trimesh.creation.box()), ("ball", trimesh.creation.icosphere())):
         mesh.visual.vertex_colors = [200, 80, 40, 255]
         mesh.export(tmp_path / "meshes" / f"{name}.glb")
+    photo = Image.new("RGBA", (48, 48))
+    ImageDraw.Draw(photo).ellipse((10, 8, 38, 40), fill=(200, 80, 40, 255))
+    photo.save(tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -48,7 +52,8 @@ def test_gsforge_commands_run_in_order(workplace: Path) -> None:
         smaller = next((options for start, options in SMALLER.items() if line.startswith(f"gsforge {start}")), "")
         arguments = [*shlex.split(line)[1:], *shlex.split(smaller)]
         assert main(arguments) == 0, " ".join(arguments)
-    files = ("heldout.png", "object.ply", "object.spz", "runs/deg_vae_toy_stage2/report.html", "data/mine/index.json")
+    files = ("heldout.png", "object.ply", "object.spz", "runs/deg_vae_toy_stage3/report.html", "data/mine/index.json")
+    files += ("runs/deg_flow_toy/test/metrics.json", "generated/photo.ply", "generated/report.html")
     for made in files:
         assert (workplace / made).stat().st_size > 0, made
 
@@ -84,8 +89,8 @@ def test_the_demo_tells_its_story(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.demo", "--quick", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=540)
     assert done.returncode == 0, done.stdout + done.stderr
-    story = ["Stage 1", "Stage 2", "Ctrl-C", "continuing", "chamfer", "psnr"]
+    story = ["Stage 1", "Stage 2", "Ctrl-C", "continuing", "Stage 3", "latents", "chamfer", "one picture", "psnr"]
     for part in story:
         assert part in done.stdout + done.stderr, part
-    for made in ("report.html", "object.ply", "heldout.png"):
+    for made in ("report.html", "reconstruction.html", "object.ply", "heldout.png", "generated/picture.ply"):
         assert (out / made).stat().st_size > 0
