@@ -10,6 +10,12 @@ BASELINE = "_baseline"
 """Ending of a metric's name that marks what a trivial method would score."""
 
 
+TRUTH, RENDER = "ground truth", "render"
+"""Pictures that are shown side by side."""
+
+GIVEN = "input image"
+"""Picture that the method made an object of."""
+
 AT = "@"
 """Between the name of a metric and the number of Gaussians of another budget that it was measured at."""
 
@@ -21,7 +27,7 @@ class Reconstruction:
     Attributes:
         keys: names of the B scenes.
         gaussians: batch shape [B], or None where the method has none yet (a density alone, for example).
-        images: picture name -> [B, V, 3, H, W] sRGB in [0, 1]; `ground truth` and `render` are shown side by side.
+        images: picture name -> [B, V, 3, H, W] sRGB in [0, 1].
         metrics: metric name -> [B] values; `<metric>_baseline` holds the baseline of `<metric>`, and
             `<metric>@<number>` the metric with this number of Gaussians.
     """

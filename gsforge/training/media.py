@@ -10,11 +10,11 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from gsforge.core.reconstruction import Reconstruction
+from gsforge.core.reconstruction import RENDER, TRUTH, Reconstruction
 from gsforge.training.checkpoints import step_of
 from gsforge.training.run_directory import RunDirectory
 
-_COMPARED = ("ground truth", "render")
+_COMPARED = (TRUTH, RENDER)
 
 
 class ValidationPictures(Callback):

@@ -17,6 +17,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from gsforge.core.files import write_text
+from gsforge.core.reconstruction import GIVEN, TRUTH
 from gsforge.training.checkpoint_io import read_checkpoint
 from gsforge.training.run_directory import RunDirectory
 from gsforge.viewer.charts import chart_groups
@@ -90,6 +91,7 @@ def build_report(folder: Path, options: ReportOptions | None = None) -> str:
         test=test,
         objects=objects,
         spinning=any(card["turntable"] for card in objects),
+        given=any(strip["name"] == GIVEN for card in objects for strip in card["strips"]),
         groups=groups,
         chart_data=[chart.to_json() for group in groups for chart in group.charts],
         resumes=curves.resumes,
@@ -194,11 +196,11 @@ def _progress(run: RunDirectory) -> dict[str, Any]:
     rows = []
     for key in _validation_keys(folders[steps[-1]])[:_PROGRESS_OBJECTS] if steps else []:
         pictures = {step: pictures_of(folders[step], key) for step in steps}
-        names = [name for name in pictures[steps[-1]] if name != "ground truth"]
+        names = [name for name in pictures[steps[-1]] if name not in (GIVEN, TRUTH)]
         if not names:
             continue
         cells = [{"step": step, "uri": _thumbnail(pictures[step].get(names[0]))} for step in steps]
-        truth = _thumbnail(pictures[steps[-1]].get("ground truth"))
+        truth = _thumbnail(pictures[steps[-1]].get(TRUTH))
         rows.append({"key": key, "shown": names[0], "cells": cells, "truth": truth})
     return {"steps": steps, "rows": rows}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from gsforge.core.reconstruction import GIVEN, RENDER, TRUTH
 from gsforge.training.config import config_difference
 from gsforge.training.run_directory import RunDirectory
 
@@ -162,7 +163,7 @@ def pictures_of(folder: Path, key: str) -> dict[str, Path]:
         key: name of the object.
 
     Returns:
-        Name of the picture, with spaces -> file; ground truth and render first.
+        Name of the picture, with spaces -> file; what the model was given first, then ground truth and render.
     """
     prefix = f"{key}."
     found = {
@@ -170,8 +171,8 @@ def pictures_of(folder: Path, key: str) -> dict[str, Path]:
         for path in sorted(folder.glob("*.png"))
         if path.name.startswith(prefix) and "." not in path.name[len(prefix) : -len(".png")]
     }
-    order = {"ground truth": 0, "render": 1}
-    return dict(sorted(found.items(), key=lambda item: order.get(item[0], 2)))
+    first = (GIVEN, TRUTH, RENDER)
+    return dict(sorted(found.items(), key=lambda item: first.index(item[0]) if item[0] in first else len(first)))
 
 
 def validation_steps(run: RunDirectory) -> dict[int, Path]:

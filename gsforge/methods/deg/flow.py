@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 from gsforge.core.flow import interpolate, logit_normal_times, velocity
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.object_camera import pinholes
-from gsforge.core.reconstruction import BASELINE, Reconstruction
+from gsforge.core.reconstruction import BASELINE, GIVEN, RENDER, TRUTH, Reconstruction
 from gsforge.methods.deg.evaluation import log_metrics
 from gsforge.methods.deg.flow_config import FlowNetworkConfig, FlowSamplingConfig, FlowTrainingConfig
 from gsforge.methods.deg.generator import Conditions, ObjectGenerator
@@ -155,7 +155,7 @@ class DeGFlow(ObjectGenerator):
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), torch.no_grad():
             torch.manual_seed(batch_idx)
             metrics = self._velocity_metrics(batch)
-            images = {"input image": batch["image"][:, None]}
+            images = {GIVEN: batch["image"][:, None]}
             sampled = self.sample(batch["image"])
             gaussians = None
             if self.vae is not None:
@@ -181,8 +181,8 @@ class DeGFlow(ObjectGenerator):
     def test_step(self, batch: Batch, batch_idx: int) -> Any:
         """As in validation, and what networks say of the pictures, beside those of the true objects."""
         result = self.predict_step(batch, batch_idx)
-        if "render" in result.images:
-            pictures = result.images["render"], result.images["ground truth"], batch["image"]
+        if RENDER in result.images:
+            pictures = result.images[RENDER], result.images[TRUTH], batch["image"]
             result.metrics.update(self.generation_metrics.update(*pictures, counted=batch["position"] >= 0))
         return log_metrics(self, batch, result, "test")
 
@@ -206,10 +206,10 @@ class DeGFlow(ObjectGenerator):
         Beside it: what the VAE makes of the true latents, and, as baseline, what was generated for another object.
         """
         views, cameras = batch["views"], batch["view_cameras"]
-        images["ground truth"] = views
-        images["render"] = self._drawn(gaussians, cameras)
+        images[TRUTH] = views
+        images[RENDER] = self._drawn(gaussians, cameras)
         images["true latent"] = self._drawn(self.decode(batch["latent"]), cameras)
-        metrics |= _quality(images["render"], views, "")
+        metrics |= _quality(images[RENDER], views, "")
         metrics |= _quality(images["true latent"], views, "_true_latent")
         if len(views) > 1:
             others = gaussians.map(lambda tensor: tensor.roll(1, 0))

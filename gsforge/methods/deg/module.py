@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from gsforge.core.gaussians import Gaussians
-from gsforge.core.reconstruction import AT, BASELINE, Reconstruction
+from gsforge.core.reconstruction import AT, BASELINE, RENDER, TRUTH, Reconstruction
 from gsforge.losses.image import PerceptualLoss, l1, ssim
 from gsforge.methods.deg.config import (
     ContributionConfig,
@@ -196,12 +196,12 @@ class DeGVAE(GaussianVAE):
             views = views_of(batch, self._held_back)
             drawn = self.density.sample(z_BMZ, batch["points"].shape[1])
             metrics = structure_metrics(drawn.points - 0.5, batch["points"])
-            images = {"ground truth": views.target}
+            images = {TRUTH: views.target}
             gaussians = None
             if self.decoder is not None:
                 _, (gaussians, _) = self.decode(z_BMZ, self.anchors_for(self.budget))
-                images["render"] = self.draw(gaussians, views).clamp(0, 1)
-                metrics |= self._quality(images["render"], views.target)
+                images[RENDER] = self.draw(gaussians, views).clamp(0, 1)
+                metrics |= self._quality(images[RENDER], views.target)
                 if thorough:
                     self._measure_budgets(z_BMZ, views, images, metrics)
                     metrics |= self._removal_metrics(gaussians, views)

@@ -15,6 +15,7 @@ from gsforge.core.gaussians import Gaussians
 from gsforge.core.ply import save_ply
 from gsforge.render import RenderSettings
 from gsforge.training.errors import CheckpointError
+from gsforge.training.media import write_strips
 from gsforge.training.run_directory import RunDirectory
 from gsforge.viewer.charts import chart_groups, thinned
 from gsforge.viewer.pictures import render_settings, render_turntable
@@ -288,6 +289,15 @@ def test_turntable_turns_and_uses_the_settings_of_the_run(run: Path) -> None:
 def test_pictures_are_those_of_the_key_alone(run: Path) -> None:
     write_object(run / "test", "chair-2")
     assert list(pictures_of(run / "test", "chair")) == ["ground truth", "render", "density"]
+
+
+def test_what_the_model_was_given_comes_first_and_no_larger(run: Path) -> None:
+    write_strips(run / "test", "chair", {"input image": torch.rand(3, 16, 16)})
+    assert list(pictures_of(run / "test", "chair"))[0] == "input image"
+    page = build_report(run, ReportOptions(angles=0))
+    assert "the model saw the input image alone" in page
+    widths = re.findall(r'max-width: (\d+)\.0%"><img src="[^"]*" width="(\d+)" height="(\d+)"', page)
+    assert {(int(most), int(width) // int(height)) for most, width, height in widths} >= {(25, 1)}
 
 
 def test_numbers_and_names() -> None:
