@@ -293,7 +293,7 @@ def test_pictures_are_those_of_the_key_alone(run: Path) -> None:
 
 def test_what_the_model_was_given_comes_first_and_no_larger(run: Path) -> None:
     write_strips(run / "test", "chair", {"input image": torch.rand(3, 16, 16)})
-    assert list(pictures_of(run / "test", "chair"))[0] == "input image"
+    assert next(iter(pictures_of(run / "test", "chair"))) == "input image"
     page = build_report(run, ReportOptions(angles=0))
     assert "the model saw the input image alone" in page
     widths = re.findall(r'max-width: (\d+)\.0%"><img src="[^"]*" width="(\d+)" height="(\d+)"', page)

@@ -139,7 +139,8 @@ def test_the_set_mirrors_the_objects(latents, conditioned_objects, vae, tmp_path
 
 
 def test_the_data_module_loads_them(latents):
-    data = LatentsDataModule(str(latents), str(latents), tokens=16, batch_size=3, eval_batch_size=6, num_workers=0)
+    options = {"tokens": 16, "batch_size": 3, "eval_batch_size": 6, "eval_views": 3, "num_workers": 0}
+    data = LatentsDataModule(str(latents), str(latents), **options)
     data.trainer = Trainer(accelerator="cpu", logger=False, max_steps=4)
     data.setup("fit")
     shapes = {"latent": (3, 16, 4), "image": (3, 3, 40, 40), "camera": (3, 5), "turns": (3,), "position": (3,)}
