@@ -1,7 +1,6 @@
 """What the compact files of 3D Gaussians share: the check of a scene, its turn to y up, numbers as bytes."""
 
 import logging
-import math
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gsforge.core.cameras import sphere_hammersley
 from gsforge.core.gaussians import Gaussians
-from gsforge.core.rotations import matrix_to_quaternion, multiply_quaternions
-from gsforge.core.sh import sh_basis
 
 _log = logging.getLogger(__name__)
 
 _Y_UP = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))  # z up -> y up
-_DIRECTIONS = 64  # more than the (4 + 1)^2 coefficients that they determine
 _MIN_SCALE = 1e-30  # far below what any renderer can show, and has a logarithm
 
 
@@ -71,34 +66,7 @@ def y_up(scene: Gaussians) -> Gaussians:
     Returns:
         The same scene, y up: x stays, z becomes y, y becomes -z.
     """
-    rotation = torch.tensor(_Y_UP).to(scene.means)
-    return Gaussians(
-        means=scene.means @ rotation.T,
-        quats=multiply_quaternions(matrix_to_quaternion(rotation), scene.quats),
-        scales=scene.scales,
-        opacities=scene.opacities,
-        sh=rotate_sh(scene.sh, rotation),
-    )
-
-
-def rotate_sh(sh: Tensor, rotation: Tensor) -> Tensor:
-    """Coefficients of the rotated functions: what was seen along d is seen along R d.
-
-    Each turned harmonic is a combination of those of its degree, so the coefficients that agree in more directions
-    than there are harmonics are those of the turned function; they solve a least-squares problem without residual.
-
-    Args:
-        sh: [..., K, C] spherical-harmonic coefficients, K = (degree + 1)^2.
-        rotation: [3, 3] rotation matrix R.
-
-    Returns:
-        [..., K, C] coefficients.
-    """
-    degree = math.isqrt(sh.shape[-2]) - 1
-    directions = sphere_hammersley(_DIRECTIONS).double()
-    before = sh_basis(directions @ rotation.to(directions), degree)  # row vectors: R^T d
-    mixing = torch.linalg.lstsq(sh_basis(directions, degree), before).solution
-    return mixing.to(sh) @ sh
+    return scene.rotated(torch.tensor(_Y_UP))
 
 
 def to_bytes(path: Path, name: str, levels: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gsforge.core.rotations import matrix_to_quaternion, multiply_quaternions
+from gsforge.core.sh import rotate_sh
 
 
 @dataclass(frozen=True)
@@ -81,26 +82,21 @@ class Gaussians:
         return self.map(lambda tensor: tensor[index])
 
     def rotated(self, rotation: Tensor) -> "Gaussians":
-        """Rotate the scenes about the origin.
+        """Rotate the scenes about the origin, their spherical harmonics included.
 
         Args:
             rotation: [3, 3] rotation matrix.
 
         Returns:
             The turned Gaussians.
-
-        Raises:
-            ValueError: for spherical harmonics of degree > 0, whose coefficients would have to be rotated as well.
         """
-        if self.sh_degree > 0:
-            raise ValueError(f"rotated() handles SH degree 0, got degree {self.sh_degree}: rotate the cameras instead")
         rotation = rotation.to(self.means)
         return Gaussians(
             means=self.means @ rotation.T,
             quats=multiply_quaternions(matrix_to_quaternion(rotation), self.quats),
             scales=self.scales,
             opacities=self.opacities,
-            sh=self.sh,
+            sh=rotate_sh(self.sh, rotation),
         )
 
     @staticmethod

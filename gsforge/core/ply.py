@@ -20,6 +20,7 @@ from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from gsforge.core.exchange import y_up
 from gsforge.core.files import atomic_file
 from gsforge.core.gaussians import Gaussians
 
@@ -28,7 +29,6 @@ _SCALES, _QUATS = ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2",
 _REST_COUNTS = (0, 9, 24, 45, 72)  # 3 ((degree + 1)^2 - 1)
 # Logits and logarithms of 0 and 1 are infinite. The nearest values written: far below what any renderer can show.
 _OPACITY_MARGIN, _MIN_SCALE = 2.0**-25, 1e-30
-_Y_UP = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))  # z up -> y up
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ def save_ply(path: str | os.PathLike[str], gaussians: Gaussians, up: Literal["z"
         up: the axis that points up in the file; `y` turns the scene, for viewers that expect it so.
 
     Raises:
-        ValueError: for a batch, an empty scene, values that are not finite, or `up="y"` with SH degree > 0.
+        ValueError: for a batch, an empty scene, values that are not finite, or another axis.
     """
     if up == "y":
-        gaussians = gaussians.rotated(torch.tensor(_Y_UP))
+        gaussians = y_up(gaussians)
     elif up != "z":
         raise ValueError(f"up: expected z or y, got {up!r}")
     write_ply(path, PlyGaussians.from_gaussians(gaussians))

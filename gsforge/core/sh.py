@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from gsforge.core.cameras import sphere_hammersley
+
 MAX_DEGREE = 4
 SH_C0 = 0.5 / math.sqrt(math.pi)  # the constant function Y_00
+_DIRECTIONS = 64  # more than the (4 + 1)^2 coefficients that they determine
 
 
 def sh_basis(directions: Tensor, degree: int) -> Tensor:
@@ -82,3 +85,23 @@ def _legendre(z: Tensor, m: int, degree: int) -> list[Tensor]:
     for n in range(m + 2, degree + 1):
         polynomials.append(((2 * n - 1) * z * polynomials[-1] - (n + m - 1) * polynomials[-2]) / (n - m))
     return polynomials
+
+
+def rotate_sh(sh: Tensor, rotation: Tensor) -> Tensor:
+    """Coefficients of the rotated functions: what was seen along d is seen along R d.
+
+    Each turned harmonic is a combination of those of its degree, so the coefficients that agree in more directions
+    than there are harmonics are those of the turned function; they solve a least-squares problem without residual.
+
+    Args:
+        sh: [..., K, C] spherical-harmonic coefficients, K = (degree + 1)^2.
+        rotation: [3, 3] rotation matrix R.
+
+    Returns:
+        [..., K, C] coefficients.
+    """
+    degree = math.isqrt(sh.shape[-2]) - 1
+    directions = sphere_hammersley(_DIRECTIONS).double()
+    before = sh_basis(directions @ rotation.to(directions), degree)  # row vectors: R^T d
+    mixing = torch.linalg.lstsq(sh_basis(directions, degree), before).solution
+    return mixing.to(sh) @ sh

@@ -8,9 +8,8 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch.nn.functional import normalize
 
-from gsforge.core.exchange import rotate_sh
 from gsforge.core.gaussians import Gaussians
-from gsforge.core.sh import sh_to_rgb
+from gsforge.core.sh import rotate_sh, sh_to_rgb
 from gsforge.core.splat import save_splat
 from gsforge.core.spz import save_spz
 

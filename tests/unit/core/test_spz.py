@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from gsforge.core.cameras import Cameras, cameras_around, sphere_hammersley
-from gsforge.core.exchange import rotate_sh
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.ply import load_ply
 from gsforge.core.rotations import multiply_quaternions
-from gsforge.core.sh import sh_basis
+from gsforge.core.sh import rotate_sh, sh_basis
 from gsforge.core.spz import save_spz
 from gsforge.render import rasterize
 
