@@ -76,7 +76,7 @@ class DeGFlow(ObjectGenerator):
         Raises:
             ValueError: if the data cannot tell.
         """
-        if not self.training_config.normalize_latents or bool((self.latent_deviation != 1).any()):
+        if not self.training_config.normalize_latents or self.latents_measured:
             return
         data: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "latent_statistics"):

@@ -72,6 +72,11 @@ class ObjectGenerator(LightningModule):
                 f"{self.vae.config.latent_channels}"
             )
 
+    @property
+    def latents_measured(self) -> bool:
+        """Whether the transformer was trained on normalised latents, whose scale is then known."""
+        return bool((self.latent_deviation != 1).any())
+
     def configure_model(self) -> None:
         """Shard the transformer over the ranks where the strategy does (FSDP2); Lightning may call it twice."""
         if self.device_mesh is not None and not isinstance(self.network, FSDPModule):
@@ -222,7 +227,7 @@ class ObjectGenerator(LightningModule):
         Raises:
             ValueError: for a model of normalised latents, which that layout cannot tell.
         """
-        if self.training_config.normalize_latents:
+        if self.latents_measured:
             raise ValueError(
                 "the released layout has no place for the scale of normalised latents; export in the default layout, "
                 "or train with training.normalize_latents false"
