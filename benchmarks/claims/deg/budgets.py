@@ -5,7 +5,6 @@ python -m benchmarks.claims.deg.budgets [--quick] [--seeds N] [--out DIR]
 
 import itertools
 import sys
-from collections.abc import Sequence
 
 from benchmarks.claims.claim import Claim, command_line
 from benchmarks.claims.deg.forks import FULL, QUICK, SETTING, Arm, common_start, quality, refine
@@ -108,17 +107,5 @@ CLAIM = Claim(
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the claim.
-
-    Args:
-        arguments: words after the command; those of the process by default.
-
-    Returns:
-        0 if it holds, or with --quick; 1 otherwise.
-    """
-    return command_line(CLAIM, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(CLAIM))

@@ -5,7 +5,7 @@ python -m benchmarks.claims.deg.contribution [--quick] [--seeds N] [--out DIR]
 
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import get_args
@@ -188,17 +188,5 @@ CLAIM = Claim(
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the claim.
-
-    Args:
-        arguments: words after the command; those of the process by default.
-
-    Returns:
-        0 if it holds, or with --quick; 1 otherwise.
-    """
-    return command_line(CLAIM, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(CLAIM))

@@ -4,7 +4,6 @@ python -m benchmarks.claims.deg.estimators_objects [--quick] [--seeds N] [--out 
 """
 
 import sys
-from collections.abc import Sequence
 
 from benchmarks.claims.claim import Claim, command_line
 from benchmarks.claims.deg.forks import FULL, QUICK, SETTING, Arm, common_start, quality, refine
@@ -15,18 +14,13 @@ from gsforge.methods.deg.config import ContributionConfig
 
 BUDGETS = (64, 128, 256)
 EXACT, WITHOUT, FIRST = "exact", "without background", "first order"
-
-
-def _arm(**changes: object) -> Arm:
-    return Arm(BUDGETS[0], BUDGETS[-1], **changes)  # type: ignore[arg-type]
-
-
+_TRAINED = (BUDGETS[0], BUDGETS[-1])
 ARMS = {
-    EXACT: _arm(),
-    WITHOUT: _arm(contribution=ContributionConfig(background=False)),
-    FIRST: _arm(contribution=ContributionConfig(estimate="first_order")),
-    "REINFORCE": _arm(module=ReinforceVAE),
-    "none": _arm(weight=0.0),
+    EXACT: Arm(*_TRAINED),
+    WITHOUT: Arm(*_TRAINED, contribution=ContributionConfig(background=False)),
+    FIRST: Arm(*_TRAINED, contribution=ContributionConfig(estimate="first_order")),
+    "REINFORCE": Arm(*_TRAINED, module=ReinforceVAE),
+    "none": Arm(*_TRAINED, weight=0.0),
 }
 
 
@@ -92,17 +86,5 @@ CLAIM = Claim(
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the claim.
-
-    Args:
-        arguments: words after the command; those of the process by default.
-
-    Returns:
-        0 if it holds, or with --quick; 1 otherwise.
-    """
-    return command_line(CLAIM, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(CLAIM))

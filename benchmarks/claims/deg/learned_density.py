@@ -4,7 +4,6 @@ python -m benchmarks.claims.deg.learned_density [--quick] [--seeds N] [--out DIR
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.claims.claim import Claim, command_line
@@ -115,17 +114,5 @@ CLAIM = Claim(
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the claim.
-
-    Args:
-        arguments: words after the command; those of the process by default.
-
-    Returns:
-        0 if it holds, or with --quick; 1 otherwise.
-    """
-    return command_line(CLAIM, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(CLAIM))

@@ -233,17 +233,5 @@ CLAIM = Claim(
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the claim.
-
-    Args:
-        arguments: words after the command; those of the process by default.
-
-    Returns:
-        0 if it holds, or with --quick; 1 otherwise.
-    """
-    return command_line(CLAIM, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(CLAIM))

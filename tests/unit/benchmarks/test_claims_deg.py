@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.claims.claim import Claim, command_line
 from benchmarks.claims.deg import contribution, disc, draws, estimators_1d, sampler
 from benchmarks.claims.deg.estimators import ESTIMATORS, Training, train, worth
 from benchmarks.claims.deg.line import CELLS, Local, Refitted, Samples, alphas, draw_samples, line_image, weights
@@ -18,13 +19,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def quick(module: object, tmp_path: Path) -> Result:
-    assert module.main(["--quick", "--seeds", "3", "--out", str(tmp_path)]) == 0  # type: ignore[attr-defined]
-    name = module.CLAIM.name  # type: ignore[attr-defined]
+def quick(claim: Claim, tmp_path: Path) -> Result:
+    assert command_line(claim, ["--quick", "--seeds", "3", "--out", str(tmp_path)]) == 0
+    name = claim.name
     result = Result.load(tmp_path / f"{name}.json")
     assert result.quick
     assert result.seeds == [0, 1, 2]
-    assert len(result.rules) == len(module.CLAIM.rules)  # type: ignore[attr-defined]
+    assert len(result.rules) == len(claim.rules)
     assert "<polyline" in (tmp_path / f"{name}.svg").read_text()
     assert f"![{name}]({name}.svg)" in (tmp_path / f"{name}.md").read_text()
     return result
@@ -40,7 +41,7 @@ def largest(result: Result, words: str) -> float:
 
 
 def test_contributions_are_those_of_removal(tmp_path: Path) -> None:
-    result = quick(contribution, tmp_path)
+    result = quick(contribution.CLAIM, tmp_path)
     assert largest(result, "worst error") < 1e-9
     assert largest(result, "without background, black") < 1e-9
     assert largest(result, "without background, white") > 0.1
@@ -70,7 +71,7 @@ def test_backgrounds_show_between_the_gaussians_that_are_taken_away() -> None:
 
 
 def test_splits_are_exact_and_the_loss_is_the_divergence(tmp_path: Path) -> None:
-    result = quick(sampler, tmp_path)
+    result = quick(sampler.CLAIM, tmp_path)
     assert largest(result, "split: largest |sum N_k - n|") == 0
     assert largest(result, "split: largest |N_k - n pi_k|") < 1
     assert largest(result, "relative error of the loss") < 1e-5
@@ -94,7 +95,7 @@ def test_other_probabilities_than_those_drawn_from_are_noticed() -> None:
 
 
 def test_all_estimators_are_compared(tmp_path: Path) -> None:
-    result = quick(estimators_1d, tmp_path)
+    result = quick(estimators_1d.CLAIM, tmp_path)
     for decoder in ("local", "refitted"):
         for budget in (16, 32, 64):
             for name in ESTIMATORS:

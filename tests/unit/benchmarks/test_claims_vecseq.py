@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.claims.claim import command_line
 from benchmarks.claims.deg import vecseq
 from benchmarks.claims.deg.superquadrics import (
     ORDERS,
@@ -27,7 +28,7 @@ def one_thread() -> None:
 
 
 def test_all_arms_are_measured(tmp_path: Path) -> None:
-    assert vecseq.main(["--quick", "--seeds", "3", "--out", str(tmp_path)]) == 0
+    assert command_line(vecseq.CLAIM, ["--quick", "--seeds", "3", "--out", str(tmp_path)]) == 0
     result = Result.load(tmp_path / "vecseq.json")
     assert len(result.rules) == 4
     for order in ORDERS:
