@@ -1,10 +1,7 @@
-"""Metrics of generated objects against closed forms, brute force, and the libraries that published the networks."""
+"""Metrics of generated objects against brute force, and the libraries that published the networks."""
 
-import itertools
 import json
-import math
 import multiprocessing
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -13,22 +10,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.models import Inception3, inception_v3
 from torchvision.transforms.functional import normalize, to_pil_image
 
 import gsforge.metrics.distances
 import gsforge.metrics.inception
-from gsforge.metrics.distances import SetDistances, frechet_distance, kernel_distance
+from gsforge.metrics.distances import SetDistances
 from gsforge.metrics.generation import GenerationMetrics, GenerationMetricsConfig, build_generation_metrics
-from gsforge.metrics.image import psnr
 from gsforge.metrics.inception import InceptionImages
 from gsforge.metrics.networks import ClipImages, Dinov2Images
-from gsforge.metrics.pairs import WrongPairs, condition_metrics, paired_and_shuffled
+from gsforge.metrics.pairs import WrongPairs
 
 transformers = pytest.importorskip("transformers")
 needs_fork = pytest.mark.skipif(
@@ -72,65 +65,6 @@ def activate(network: nn.Module) -> None:
             nn.init.normal_(norm.bias, std=0.2)
             norm.running_mean.normal_(std=0.1)
             norm.running_var.uniform_(0.15, 0.25)
-
-
-def with_moments(samples: int, mean: Tensor, root: Tensor, seed: int) -> Tensor:
-    """Features whose own mean and covariance are exactly `mean` and `root @ root.T`."""
-    draws = torch.randn(samples, len(mean), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    white, _ = torch.linalg.qr(draws - draws.mean(0))
-    return white * math.sqrt(samples - 1) @ root.T + mean
-
-
-def test_frechet_distance_is_that_of_gaussians() -> None:
-    generator = torch.Generator().manual_seed(3)
-    mean = torch.randn(2, 6, dtype=torch.float64, generator=generator)
-    root = torch.randn(2, 6, 6, dtype=torch.float64, generator=generator)
-    x, y = with_moments(40, mean[0], root[0], seed=1), with_moments(25, mean[1], root[1], seed=2)
-    a, b = (root @ root.mT).numpy()
-    expected = np.square((mean[0] - mean[1]).numpy()).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
-    assert frechet_distance(x, y).item() == pytest.approx(expected, rel=1e-9)
-    # A translation alone, of sets with fewer members than channels: the squared length of the translation.
-    assert frechet_distance(x[:4], x[:4] + 2).item() == pytest.approx(6 * 2**2, rel=1e-9)
-
-
-def test_kernel_distance_is_unbiased_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(9, 4, dtype=torch.float64, generator=generator)
-    y = torch.randn(7, 4, dtype=torch.float64, generator=generator) * 1.5 + 0.3
-
-    def mean(pairs: Iterator[tuple[Tensor, Tensor]]) -> float:
-        return float(np.mean([(float(a @ b) / 4 + 1) ** 3 for a, b in pairs]))
-
-    expected = mean(itertools.permutations(x, 2)) + mean(itertools.permutations(y, 2))
-    expected -= 2 * mean(itertools.product(x, y))
-    for block in (1 << 24, 20):
-        monkeypatch.setattr(gsforge.metrics.distances, "_BLOCK", block)
-        assert kernel_distance(x, y).item() == pytest.approx(expected, rel=1e-12)
-
-
-def test_distances_are_those_of_torchmetrics() -> None:
-    class Given(nn.Module):
-        num_features = 8
-
-        def forward(self, features: Tensor) -> Tensor:
-            return features
-
-    generated, real = torch.randn(2, 30, 8, generator=torch.Generator().manual_seed(0))
-    ours = SetDistances(8)
-    ours.update(generated, real * 1.1)
-    frechet, kernel = FrechetInceptionDistance(Given()), KernelInceptionDistance(Given(), subsets=1, subset_size=30)
-    for metric in (frechet, kernel):
-        metric.update(generated, real=False)
-        metric.update(real * 1.1, real=True)
-    expected = [frechet.compute().item(), kernel.compute()[0].item()]
-    assert [value.item() for value in ours.compute()] == pytest.approx(expected, rel=1e-4)
-
-
-def test_too_few_images_have_no_distance() -> None:
-    distances, pairs = SetDistances(3), WrongPairs(3)
-    distances.update(torch.rand(1, 3), torch.rand(5, 3))
-    pairs.update(torch.rand(1, 3), torch.rand(1, 3))
-    assert all(value.isnan() for value in (*distances.compute(), pairs.compute()))
 
 
 def test_parts_give_what_the_whole_gives(clip_folder: Path, dinov2_folder: Path) -> None:
@@ -377,25 +311,3 @@ def test_published_clip_and_dinov2_layouts_load(clip_folder: Path, dinov2_folder
         ]
     sizes = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]
     assert sizes == [427_616_513 - 123_650_305, 304_368_640]
-
-
-def test_shuffled_pairs_are_the_next_objects() -> None:
-    targets = torch.rand(3, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    paired, shuffled = paired_and_shuffled(psnr, targets * 0.9, targets)
-    torch.testing.assert_close(paired, psnr(targets * 0.9, targets))
-    torch.testing.assert_close(shuffled, psnr(targets * 0.9, targets[[1, 2, 0]]))
-    assert paired_and_shuffled(psnr, targets[:1], targets[:1])[1] is None
-    with pytest.raises(ValueError, match="as many targets"):
-        paired_and_shuffled(psnr, targets, targets[:2])
-
-
-def test_condition_metrics_say_whether_the_condition_is_listened_to() -> None:
-    condition = object_views(4)[:, 0]
-    listening = condition_metrics(condition + 0.05, condition)
-    deaf = condition_metrics(condition.mean(0, keepdim=True).expand_as(condition), condition)
-    for name in ("psnr_condition", "ssim_condition"):
-        assert (listening[name] > listening[name + "_baseline"]).all()
-        assert deaf[name].mean().item() == pytest.approx(deaf[name + "_baseline"].mean().item(), rel=1e-4)
-    assert set(condition_metrics(condition[:1], condition[:1])) == {"psnr_condition", "ssim_condition"}
-    with pytest.raises(ValueError, match="one shape"):
-        condition_metrics(condition, condition[..., :8])
