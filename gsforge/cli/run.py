@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from gsforge.cli.explain import explain
-from gsforge.training.checkpoint_io import AtomicCheckpointIO
+from gsforge.training.checkpoint_io import BackgroundCheckpointIO
 from gsforge.training.checkpoints import LastCheckpoints, check_architecture, initialise_from, progress_of
 from gsforge.training.config import RunConfig, run_config_text
 from gsforge.training.errors import ConfigError, StopRequested
@@ -35,7 +35,7 @@ _EXPECTED_WARNINGS = (
     "The number of training batches .* is smaller than the logging interval",  # runs are counted in steps
     ".*treespec, LeafSpec.* is deprecated",  # inside Lightning
     r"Found \d+ module\(s\) in eval mode at the start",  # frozen extractors
-    "You're using the WeightAveraging callback, but loading a checkpoint outside",  # test and predict
+    "The `srun` command is available on your system but is not used",  # nor need it be, on a login node
 )
 _console = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -150,17 +150,17 @@ class RunCLI(LightningCLI):
             raise ConfigError(explain(str(error), ())) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer with checkpoint files that are never half written.
+        """Build the trainer with checkpoints that are written in the background and never half.
 
         Args:
             **kwargs: passed on to Lightning.
 
         Returns:
-            The trainer, with the configured plugins and atomic checkpoint files.
+            The trainer, with the configured plugins and ours for checkpoints.
         """
         configured = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = configured if isinstance(configured, list) else [configured]
-        return super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
+        return super().instantiate_trainer(plugins=[*plugins, BackgroundCheckpointIO()], **kwargs)
 
     @staticmethod
     def configure_optimizers(lightning_module: LightningModule, optimizer: Any, lr_scheduler: Any = None) -> Any:
@@ -185,18 +185,21 @@ class RunCLI(LightningCLI):
             ckpt_path: checkpoint file to continue from; the run's last one by default.
             **_: Lightning's other options, which are ignored.
         """
-        checkpoint = Path(ckpt_path) if ckpt_path else self.run_directory.last_checkpoint()
+        run = self.run_directory
+        checkpoint = Path(ckpt_path) if ckpt_path else run.last_checkpoint()
         if checkpoint is not None:
             progress = progress_of(checkpoint)
             if progress.finished(self.trainer):
-                _say(f"{self.run_directory.path} is already finished at step {progress.step}")
+                _say(f"{run.path} is already finished at step {progress.step}")
                 return
             check_architecture(model, checkpoint)
-            _say(f"continuing {self.run_directory.path} at step {progress.step}")
+            _say(f"continuing {run.path} at step {progress.step}")
         elif source := self._get(self.config, "init_from"):
             initialise_from(model, source)
             _say(f"starting from the weights of {source}")
-        self.trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
+        # Given the folder, the ranks choose together, and verify what they have chosen.
+        resumed = run.checkpoints if checkpoint is not None and ckpt_path is None else checkpoint
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=resumed)
         _say(f"finished at step {self.trainer.global_step}: {self.run_directory.path}")
 
     def validate(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:

@@ -1,53 +1,124 @@
-"""Checkpoint files that are never half written and never execute code."""
+"""Checkpoints are written while training goes on, and are never half written."""
 
-import os
-import pickle
+import logging
 import shutil
-import zipfile
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor, distributed
 
-from gsforge.core.files import atomic_file, sync_folder
+from gsforge.core.files import atomic_file
+from gsforge.training.checkpoint_files import (
+    REST,
+    named_tensors,
+    read_checkpoint,
+    remove_checkpoint,
+    replace_link,
+    sound_checkpoint,
+    tensor_bytes,
+    with_tensors,
+)
 from gsforge.training.errors import CheckpointError
 
 # Tensors are nearly all of a checkpoint; this covers pickled structure and zip headers.
 _OVERHEAD_BYTES = 1 << 20
+_log = logging.getLogger(__name__)
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files on a local disk, written under a temporary name and renamed when safely on disk.
+@dataclass(frozen=True)
+class SaveCost:
+    """What the last save took.
 
-    A crash or a full disk at any moment leaves the previous checkpoint as it was.
+    Attributes:
+        stall: seconds that training waited: for the save before, and for the copy in memory.
+        write: seconds of writing, beside training.
+        gigabytes: of tensors that this rank wrote.
     """
 
+    stall: float
+    write: float
+    gigabytes: float
+
+
+class BackgroundCheckpointIO(CheckpointIO):
+    """Writes checkpoints to a local or shared file system in a thread of its own, under a temporary name until whole.
+
+    Training waits for a copy in the CPU's memory, and for the save before where that is still being written. What
+    follows a save, a link to it or the removal of an older one, is done after it, and put off when it failed: a crash
+    or a full disk at any moment leaves the last good checkpoint, and `last.ckpt` points at it.
+    """
+
+    def __init__(self) -> None:
+        self.cost: SaveCost | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._saving: Future[None] | None = None
+        self._error: CheckpointError | None = None
+        self._put_off: list[Callable[[], None]] = []
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint.
+        """Copy a checkpoint, and begin to write it.
 
         Args:
             checkpoint: tensors and plain Python values.
             path: file to create or replace.
-            storage_options: must be None, local files have none.
+            storage_options: must be None, files have none.
 
         Raises:
-            CheckpointError: when the disk has no room, or writing failed.
+            CheckpointError: for storage options.
         """
         if storage_options is not None:
-            raise CheckpointError("AtomicCheckpointIO writes local files, which have no storage_options: pass None")
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _check_free_space(checkpoint, path)
-        try:
-            with atomic_file(path) as stream:
-                torch.save(checkpoint, stream)
-        except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
-            raise CheckpointError(
-                f"could not write {path}: {error}. Checkpoints written before are untouched: make room, or lower "
-                "checkpoint.keep_last, then run the same command again"
-            ) from error
+            raise CheckpointError("BackgroundCheckpointIO writes files, which have no storage_options: pass None")
+        self.save(checkpoint, lambda copy: write_file(copy, Path(path)))
+
+    def save(self, checkpoint: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
+        """Copy a checkpoint, and begin to write it in any form.
+
+        Args:
+            checkpoint: tensors and plain Python values.
+            write: writes the copy; raises a CheckpointError when it could not.
+        """
+        started = time.perf_counter()
+        if self._saving is not None:
+            self._saving.result()
+        copy = with_tensors(checkpoint, {name: _copied(tensor) for name, tensor in named_tensors(checkpoint)})
+        stall = time.perf_counter() - started
+
+        def write_copy() -> None:
+            begun = time.perf_counter()
+            try:
+                write(copy)
+            except CheckpointError as error:
+                self._error = error
+                _log.error("%s", error)
+            else:
+                self._error = None
+                self.cost = SaveCost(stall, time.perf_counter() - begun, tensor_bytes(copy) / 1e9)
+                self._catch_up()
+
+        self._saving = self._submit(write_copy)
+
+    def link(self, target: Path, link: Path) -> None:
+        """Point a symbolic link at a checkpoint once that is written.
+
+        Args:
+            target: checkpoint that was saved last.
+            link: link to create or replace.
+        """
+        self._submit(self._unless_failed(lambda: replace_link(target, link)))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint once a newer one is written.
+
+        Args:
+            path: file or folder.
+        """
+        self._submit(self._unless_failed(lambda: remove_checkpoint(Path(path))))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
@@ -55,7 +126,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint; tensors and plain values alone, whatever `weights_only` says.
 
         Args:
-            path: file to read.
+            path: a checkpoint, or a run's folder of them, of which the newest sound one is taken.
             map_location: as for `torch.load`; the CPU by default.
             weights_only: accepted for Lightning's interface, always taken as True.
 
@@ -63,86 +134,120 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             What was saved.
 
         Raises:
-            CheckpointError: when the file is missing, damaged, or holds other objects.
+            CheckpointError: when it is missing, damaged, or holds other objects.
         """
-        return read_checkpoint(path, map_location=map_location or "cpu")
+        return read_checkpoint(agreed_checkpoint(Path(path)), map_location=map_location or "cpu")
+
+    def wait(self) -> None:
+        """Wait until everything asked for is done.
+
+        Raises:
+            CheckpointError: if the last save failed.
+        """
+        if self._thread is not None:
+            self._submit(lambda: None).result()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def teardown(self) -> None:
+        """Finish what was asked for, and end the thread."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+            self._thread = None
+
+    def _submit(self, action: Callable[[], None]) -> Future[None]:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        return self._thread.submit(action)
+
+    def _unless_failed(self, action: Callable[[], None]) -> Callable[[], None]:
+        def act() -> None:
+            self._put_off.append(action)
+            if self._error is None:
+                self._catch_up()
+
+        return act
+
+    def _catch_up(self) -> None:
+        try:
+            while self._put_off:
+                self._put_off[0]()
+                del self._put_off[0]
+        except OSError as error:
+            self._error = CheckpointError(f"could not tidy up after a checkpoint: {error}")
+            _log.error("%s", self._error)
 
 
-def read_checkpoint(path: str | Path, map_location: Callable | str = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint file without executing anything in it.
+def agreed_checkpoint(path: Path) -> Path:
+    """The checkpoint that all ranks read: a given one, or the newest sound one of a run's folder.
 
     Args:
-        path: file to read.
-        map_location: as for `torch.load`.
-        mmap: leave tensors on disk until they are used; enough to look at counters.
+        path: a checkpoint, or a folder of them.
 
     Returns:
-        The checkpoint dictionary.
+        The checkpoint, chosen by the first rank.
 
     Raises:
-        CheckpointError: when the file is missing, damaged, or holds more than tensors and plain values.
+        CheckpointError: on all ranks, when there is none.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}: give a .ckpt file or a run directory with checkpoints")
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is damaged or no torch checkpoint (its zip directory is missing): take another")
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds Python objects other than tensors and plain values, which could run code when read; it was "
-            f"refused. Save a state_dict instead. ({str(error).splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): take another checkpoint of the run") from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, expected a checkpoint dictionary")
-    return checkpoint
+    if not path.is_dir() or (path / REST).exists():
+        return path
+    if not distributed.is_initialized():
+        return sound_checkpoint(path)
+    chosen: list[Any] = [None]
+    if distributed.get_rank() == 0:
+        try:
+            chosen = [sound_checkpoint(path)]
+        except CheckpointError as error:
+            chosen = [error]
+    distributed.broadcast_object_list(chosen)
+    if isinstance(chosen[0], CheckpointError):
+        raise chosen[0]
+    return chosen[0]
 
 
-def replace_link(target: Path, link: Path) -> None:
-    """Point a relative symbolic link at `target`; at every moment the link is either the old or the new one.
+def write_file(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint file that is either whole or absent.
 
     Args:
-        target: file in any folder of the same run.
-        link: link to create or replace.
+        checkpoint: tensors and plain Python values.
+        path: file to create or replace.
+
+    Raises:
+        CheckpointError: when the disk has no room, or writing failed.
     """
-    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(os.path.relpath(target, link.parent))
-    temporary.replace(link)
-    sync_folder(link.parent)
-
-
-def _check_free_space(checkpoint: dict[str, Any], path: Path) -> None:
-    needed = tensor_bytes(checkpoint) + _OVERHEAD_BYTES
-    free = shutil.disk_usage(path.parent).free
-    if free < needed:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_free_space(tensor_bytes(checkpoint), path)
+    try:
+        with atomic_file(path) as stream:
+            torch.save(checkpoint, stream)
+    except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
         raise CheckpointError(
-            f"{path} needs {needed / 1e9:.2f} GB, {path.parent} has {free / 1e9:.2f} GB free. Checkpoints written "
-            "before are untouched: make room, or lower checkpoint.keep_last, then run the same command again"
+            f"could not write {path}: {error}. Checkpoints written before are untouched: make room, or lower "
+            "checkpoint.keep_last"
+        ) from error
+
+
+def check_free_space(size: int, path: Path) -> None:
+    """See that a disk has room for a checkpoint.
+
+    Args:
+        size: bytes of its tensors.
+        path: where it will be, in an existing folder.
+
+    Raises:
+        CheckpointError: when it has not.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if free < size + _OVERHEAD_BYTES:
+        raise CheckpointError(
+            f"{path} needs {size / 1e9:.2f} GB, {path.parent} has {free / 1e9:.2f} GB free. Checkpoints written "
+            "before are untouched: make room, or lower checkpoint.keep_last"
         )
 
 
-def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors in nested dictionaries, lists and tuples.
-
-    Args:
-        value: what is searched.
-
-    Returns:
-        Number of bytes, shared storage counted once.
-    """
-    storages: dict[int, int] = {}
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, torch.Tensor):
-            storage = item.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(item, dict):
-            stack.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            stack.extend(item)
-    return sum(storages.values())
+def _copied(tensor: Tensor) -> Tensor:
+    """On the CPU, in memory of its own, without what only training needs."""
+    detached = tensor.detach()
+    return detached.clone() if detached.device.type == "cpu" else detached.cpu()

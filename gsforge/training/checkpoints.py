@@ -5,53 +5,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from gsforge.training.checkpoint_io import read_checkpoint, replace_link
-from gsforge.training.errors import CheckpointError, StopRequested
+from gsforge.training.checkpoint_files import read_checkpoint, remove_remains
+from gsforge.training.checkpoint_io import BackgroundCheckpointIO
+from gsforge.training.errors import CheckpointError, ConfigError, StopRequested
 from gsforge.training.run_directory import RunDirectory
-from gsforge.training.stopping import PREEMPTION, SIGNALS, agreed_signal, install_handlers
+from gsforge.training.stopping import PREEMPTION, SIGNALS, agreed_hurry, agreed_signal, install_handlers
 
 _log = logging.getLogger(__name__)
 
 
-class LastCheckpoints(ModelCheckpoint):
+class LastCheckpoints(Checkpoint):
     """Saves every so many steps, at the end, and when a signal stops the run; keeps the newest ones.
 
     An error in the middle of a step saves nothing: weights, data position and averages are then not those of one step.
+    A save that fails while training goes on is reported, and the next one tries again; one that fails when the run
+    stops or ends is an error.
 
     Args:
         every_n_train_steps: optimiser steps between two checkpoints.
         keep_last: how many to keep; `last.ckpt` points at the newest.
+        keep_every: checkpoints of steps that this divides are kept for ever; none by default.
     """
 
-    def __init__(self, every_n_train_steps: int = 500, keep_last: int = 2):
+    def __init__(
+        self,
+        every_n_train_steps: PositiveInt = 500,
+        keep_last: PositiveInt = 2,
+        keep_every: PositiveInt | None = None,
+    ):
+        self.every_n_train_steps, self.keep_last, self.keep_every = every_n_train_steps, keep_last, keep_every
+        self._folder = Path()
+        self._saved_step = 0
         self._stopped_by: int | None = None
-        super().__init__(
-            filename="step-{step:08d}",
-            auto_insert_metric_name=False,
-            monitor="step",
-            mode="max",
-            save_top_k=keep_last,
-            save_last="link",
-            every_n_train_steps=every_n_train_steps,
-            # Otherwise Lightning waits for a validation at the end of an epoch that may never come.
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
-
-    @property
-    def state_key(self) -> str:
-        """Name of this callback's state, the same when the interval is changed between two attempts."""
-        return type(self).__name__
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save below the run directory."""
-        self.dirpath = self.dirpath or str(RunDirectory(trainer.default_root_dir).checkpoints.resolve())
-        super().setup(trainer, pl_module, stage)
+        """Save below the run directory, and clear away what a killed attempt left there."""
+        self._folder = RunDirectory(trainer.default_root_dir).checkpoints.resolve()
+        if stage == "fit" and trainer.is_global_zero:
+            remove_remains(self._folder)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the handlers back: Lightning's own one for TERM communicates inside the handler, which deadlocks."""
@@ -60,7 +57,7 @@ class LastCheckpoints(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the handlers back where there was no sanity check, and that of Ctrl-C from now on."""
         install_handlers(SIGNALS)
-        super().on_train_start(trainer, pl_module)
+        self._saved_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -68,11 +65,12 @@ class LastCheckpoints(ModelCheckpoint):
         """Save when due; save and stop when a signal asked for it."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # gradients accumulated so far are in no checkpoint
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step % self.every_n_train_steps == 0:
+            self._save(trainer)
         # on_train_end would be too late: weight averaging has replaced the weights by then.
         if trainer.global_step == trainer.max_steps:
-            self._save_now(trainer)
-        self._save_if_asked_to_stop(trainer)
+            self._save_for_good(trainer)
+        self._stop_if_asked(trainer, at_once=False)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stop: by now Lightning has logged the step before."""
@@ -82,39 +80,92 @@ class LastCheckpoints(ModelCheckpoint):
         """Stop before a validation."""
         self._stop(trainer)
 
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Stop in the middle of a validation when a second signal came."""
+        if _validates_while_fitting(trainer) and agreed_hurry(trainer):
+            self._stop_if_asked(trainer, at_once=True)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop after a validation during which a signal came."""
-        super().on_validation_end(trainer, pl_module)
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._save_if_asked_to_stop(trainer)
+        if _validates_while_fitting(trainer):
+            self._stop_if_asked(trainer, at_once=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save at the end of the last epoch, where epochs limit the run."""
-        super().on_train_epoch_end(trainer, pl_module)
         if trainer.current_epoch + 1 == trainer.max_epochs:
-            self._save_now(trainer)
+            self._save_for_good(trainer)
 
-    def _save_if_asked_to_stop(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if self._saved_step == step or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        path = self._folder / f"step-{step:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        self._saved_step = step
+        if trainer.is_global_zero:
+            checkpoint_io = background_io(trainer)
+            checkpoint_io.link(path, self._folder / "last.ckpt")
+            for old in self._superseded(path):
+                checkpoint_io.remove_checkpoint(old)
+
+    def _superseded(self, newest: Path) -> list[Path]:
+        """Checkpoints that need not be kept beside the newest one, those of killed attempts among them."""
+        older = sorted((path for path in self._folder.glob("step-*.ckpt") if path < newest), reverse=True)
+        return [path for path in older[self.keep_last - 1 :] if not self._is_kept_for_ever(path)]
+
+    def _is_kept_for_ever(self, path: Path) -> bool:
+        return self.keep_every is not None and int(path.stem.removeprefix("step-")) % self.keep_every == 0
+
+    def _save_for_good(self, trainer: Trainer) -> None:
+        """Save, and wait until it is on disk; an error of one rank is one of all.
+
+        Raises:
+            CheckpointError: if it cannot be saved.
+        """
+        self._save(trainer)
+        error: CheckpointError | None = None
+        try:
+            background_io(trainer).wait()
+        except CheckpointError as caught:
+            error = caught
+        if trainer.strategy.reduce_boolean_decision(error is not None, all=False):
+            raise CheckpointError(
+                f"step {trainer.global_step} is not saved: {error or 'see the message of another rank'}. When there is "
+                "room, run the same command again: it continues from the last checkpoint"
+            )
+
+    def _stop_if_asked(self, trainer: Trainer, at_once: bool) -> None:
         self._stopped_by = agreed_signal(trainer)
         if self._stopped_by is not None:
-            self._save_now(trainer)
+            self._save_for_good(trainer)
+        if at_once:
+            self._stop(trainer)
 
     def _stop(self, trainer: Trainer) -> None:
         if self._stopped_by is not None:
             raise StopRequested(self._stopped_by, trainer.global_step)
 
-    def _save_now(self, trainer: Trainer) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
-            candidates = self._monitor_candidates(trainer)
-            self._save_topk_checkpoint(trainer, candidates)
-            self._save_last_checkpoint(trainer, candidates)
 
-    @staticmethod
-    def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
-        """Replace `last.ckpt` in one operation; Lightning removes the old link first."""
-        if trainer.is_global_zero:
-            replace_link(Path(filepath), Path(linkpath))
-        trainer.strategy.barrier()
+def _validates_while_fitting(trainer: Trainer) -> bool:
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+
+def background_io(trainer: Trainer) -> BackgroundCheckpointIO:
+    """What writes a run's checkpoints.
+
+    Args:
+        trainer: the run's trainer.
+
+    Returns:
+        Its checkpoint plugin.
+
+    Raises:
+        ConfigError: when the configuration put another one in its place.
+    """
+    found = trainer.strategy.checkpoint_io
+    if not isinstance(found, BackgroundCheckpointIO):
+        raise ConfigError(f"trainer.plugins names {type(found).__name__}, but runs save through BackgroundCheckpointIO")
+    return found
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -180,7 +231,7 @@ def progress_of(path: str | Path) -> Progress:
     Raises:
         CheckpointError: when the file cannot be read or holds weights alone.
     """
-    checkpoint = read_checkpoint(path, mmap=True)
+    checkpoint = read_checkpoint(path, contents=False)
     if "loops" not in checkpoint:
         raise CheckpointError(f"{path} holds no training state, so no run can continue from it: name it in init_from")
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
@@ -223,8 +274,8 @@ def load_weights(source: str | Path) -> dict[str, Tensor]:
     return _weights(path)
 
 
-def _weights(path: str | Path, mmap: bool = False) -> dict[str, Tensor]:
-    checkpoint = read_checkpoint(path, mmap=mmap)
+def _weights(path: str | Path, contents: bool = True) -> dict[str, Tensor]:
+    checkpoint = read_checkpoint(path, contents=contents)
     weights = checkpoint.get("state_dict")
     if not isinstance(weights, dict):
         raise CheckpointError(
@@ -276,7 +327,7 @@ def check_architecture(model: LightningModule, path: str | Path) -> None:
     Raises:
         CheckpointError: when it is damaged, or names or shapes show another architecture.
     """
-    own, weights = model.state_dict(), _weights(path, mmap=True)
+    own, weights = model.state_dict(), _weights(path, contents=False)
     differing = _differing(own, weights)
     differing += [f"{name}: in the model alone" for name in own.keys() - weights.keys()]
     differing += [f"{name}: in the checkpoint alone" for name in weights.keys() - own.keys()]

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from gsforge.training.checkpoint_files import newest_checkpoint
+
 
 class RunDirectory:
     """A run's folder: configuration, checkpoints, logs, pictures and results.
@@ -58,16 +60,12 @@ class RunDirectory:
         return 1 + max([*self.configs(), *(int(match[1]) for match in logs if match)], default=0)
 
     def last_checkpoint(self) -> Path | None:
-        """Checkpoint to continue from: `last.ckpt`, or the newest step where that link was lost.
+        """Checkpoint to continue from: the newest that is not torn.
 
         Returns:
             Path of the checkpoint; None when the run has none yet.
         """
-        last = self.checkpoints / "last.ckpt"
-        if last.exists():
-            return last
-        steps = sorted(self.checkpoints.glob("step-*.ckpt"))
-        return steps[-1] if steps else None
+        return newest_checkpoint(self.checkpoints)
 
     def require_checkpoint(self) -> Path:
         """As `last_checkpoint`.

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from gsforge.core.files import write_text
 from gsforge.core.reconstruction import GIVEN, TRUTH
-from gsforge.training.checkpoint_io import read_checkpoint
+from gsforge.training.checkpoint_files import read_checkpoint
 from gsforge.training.run_directory import RunDirectory
 from gsforge.viewer.charts import chart_groups
 from gsforge.viewer.pictures import (
@@ -137,7 +137,7 @@ def _facts(configuration: RunConfiguration, run: RunDirectory) -> list[tuple[str
 
 def _tiles(curves: Curves, run: RunDirectory) -> list[tuple[str, str]]:
     path, seconds = run.last_checkpoint(), curves.training_seconds
-    checkpoint = read_checkpoint(path, mmap=True) if path else {}
+    checkpoint = read_checkpoint(path, contents=False) if path else {}
     step = checkpoint.get("global_step", curves.last_step)
     parameters = sum(tensor.numel() for tensor in checkpoint.get("state_dict", {}).values())
     tiles = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gsforge.cli import main
-from gsforge.training.checkpoint_io import read_checkpoint
+from gsforge.training.checkpoint_files import read_checkpoint
 from gsforge.training.run_directory import RunDirectory
 
 WIDER = ("--model.init_args.width", "9")
@@ -28,7 +28,7 @@ def test_a_run_of_another_architecture_is_refused_and_stays_as_it_is(
     capfd.readouterr()
     assert gsforge(command, *WIDER, silent) == 1
     errors = capfd.readouterr().err
-    assert "last.ckpt is a checkpoint of another architecture" in errors
+    assert "step-00000004.ckpt is a checkpoint of another architecture" in errors
     assert "net.0.weight: (8, 3) in the checkpoint, (9, 3) in the model" in errors
     assert "Traceback" not in errors
     assert contents(run_dir) == before

@@ -57,7 +57,7 @@ def test_metrics_and_ply_of_the_test_set(gsforge: Any, trained: Path, capfd: pyt
     assert gsforge("test") == 0
     summary = json.loads((trained / "test" / "metrics.json").read_text())
     assert summary["step"] == 10
-    assert summary["checkpoint"].endswith("last.ckpt")
+    assert summary["checkpoint"].endswith("step-00000010.ckpt")
     assert sorted(summary["objects"]) == [f"test_{n}" for n in range(8)]
     values = [metrics["psnr"] for metrics in summary["objects"].values()]
     assert summary["mean"]["psnr"] == pytest.approx(sum(values) / 8)

@@ -2,16 +2,21 @@
 
 import csv
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import InValidation
 
-from gsforge.training.checkpoint_io import read_checkpoint
+from gsforge.training.checkpoint_files import read_checkpoint
 from gsforge.training.run_directory import RunDirectory
 
-EMA = "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.EMAWeightAveraging, init_args: {decay: 0.9}}]"
+HERE = Path(__file__).parent
+TRAINER = HERE.parents[2] / "configs" / "trainer" / "cpu.yaml"
+EMA = "--trainer.callbacks=[{class_path: gsforge.training.averaging.EMA, init_args: {decay: 0.9}}]"
 
 
 def add(step: int, action: str, micro_batch: int = 0) -> str:
@@ -112,6 +117,70 @@ def test_the_best_checkpoint_is_kept_beside_the_last(gsforge: Any, run_dir: Path
     assert path.name in ("best-00000004.ckpt", "best-00000008.ckpt")
 
 
-def test_a_second_ctrl_c_stops_at_once(gsforge: Any, run_dir: Path) -> None:
-    assert gsforge("fit", add(5, "SIGINT"), add(5, "SIGINT")) == 130
+@pytest.mark.parametrize(("signals", "batches"), [(["SIGUSR2"], 4), (["SIGUSR2", "SIGTERM"], 1)])
+def test_a_second_signal_gives_up_the_validation(
+    gsforge: Any, run_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture, signals: list[str], batches: int
+) -> None:
+    inside = f"--trainer.callbacks+={{class_path: tiny.InValidation, init_args: {{step: 8, signals: {signals}}}}}"
+    options = ["--trainer.log_every_n_steps", "1", EMA]
+    assert gsforge("fit", *options, folder=tmp_path / "whole") == 0
+    capfd.readouterr()
+    assert gsforge("fit", *options, inside) == 75
+    errors = capfd.readouterr().err
+    assert InValidation.batches == list(range(batches))
+    assert errors.count("saving and stopping") == len(signals)
+    assert read_checkpoint(RunDirectory(run_dir).require_checkpoint())["global_step"] == 8
+    assert gsforge("fit", *options) == 0
+    torch.testing.assert_close(final_state(run_dir), final_state(tmp_path / "whole"), rtol=0, atol=0)
+    assert logged(run_dir) == logged(tmp_path / "whole")
+
+
+def test_a_third_signal_quits(gsforge: Any, run_dir: Path) -> None:
+    inside = "{class_path: tiny.InValidation, init_args: {step: 4, signals: [SIGINT, SIGINT, SIGINT]}}"
+    program = [str(Path(sys.executable).with_name("gsforge")), "fit", "--config", str(HERE / "tiny.yaml")]
+    program += ["--config", str(TRAINER), "--run_dir", str(run_dir), f"--trainer.callbacks+={inside}"]
+    done = subprocess.run(
+        program, env=os.environ | {"PYTHONPATH": str(HERE)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert "once more quits without saving" in done.stderr
     assert RunDirectory(run_dir).last_checkpoint() is None
+
+
+def test_two_copies_of_a_signal_count_once(gsforge: Any, run_dir: Path) -> None:
+    assert gsforge("fit", *[add(5, "SIGUSR2")] * 3) == 75
+    assert read_checkpoint(RunDirectory(run_dir).require_checkpoint())["global_step"] == 6
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    gsforge: Any, run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = ["--checkpoint.every_n_train_steps", "2", EMA]
+    assert gsforge("fit", *options, folder=tmp_path / "whole") == 0
+    assert gsforge("fit", *options, add(7, "SIGUSR2")) == 75
+    newest = RunDirectory(run_dir).require_checkpoint()
+    contents, middle = newest.read_bytes(), newest.stat().st_size // 2
+    newest.write_bytes(contents[:middle] + bytes(200) + contents[middle + 200 :])
+    assert gsforge("fit", *options) == 0
+    assert f"{newest.name}.damaged, and the one before is used" in caplog.text
+    torch.testing.assert_close(final_state(run_dir), final_state(tmp_path / "whole"), rtol=0, atol=0)
+
+
+def test_every_mth_checkpoint_is_kept_for_ever(gsforge: Any, run_dir: Path) -> None:
+    gsforge(
+        "fit", "--checkpoint.every_n_train_steps", "1", "--checkpoint.keep_last", "1", "--checkpoint.keep_every", "4"
+    )
+    names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert names == ["last.ckpt", "step-00000004.ckpt", "step-00000008.ckpt", "step-00000010.ckpt"]
+
+
+def test_what_killed_attempts_left_is_cleared_away(gsforge: Any, run_dir: Path) -> None:
+    options = ["--checkpoint.every_n_train_steps", "2", "--checkpoint.keep_last", "2"]
+    gsforge("fit", *options, add(5, "SIGUSR2"))
+    torn = run_dir / "checkpoints" / ".step-00000009.ckpt.host-1.tmp"
+    torn.write_bytes(b"half a checkpoint")
+    forgotten = run_dir / "checkpoints" / "step-00000001.ckpt"  # killed after a save, before the removal
+    forgotten.write_bytes(RunDirectory(run_dir).require_checkpoint().read_bytes())
+    gsforge("fit", *options)
+    names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert names == ["last.ckpt", "step-00000008.ckpt", "step-00000010.ckpt"]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -145,6 +146,25 @@ class At(Callback):
             if self.action == "die":
                 raise RuntimeError("killed")
             os.kill(os.getpid(), getattr(signal, self.action))
+
+
+class InValidation(Callback):
+    """Sends signals during the first batch of a validation, far enough apart to count."""
+
+    batches: list[int] = []  # noqa: RUF012
+
+    def __init__(self, step: int, signals: list[str]):
+        self.step = step
+        self.signals = signals
+        self.batches.clear()
+
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            self.batches.append(batch_idx)
+            if batch_idx == 0:
+                for name in self.signals:
+                    os.kill(os.getpid(), getattr(signal, name))
+                    time.sleep(1.1)
 
 
 class Snapshots(Callback):

@@ -82,10 +82,10 @@ def run(tmp_path: Path) -> Path:
         "lamp": {"psnr": 22.0, "psnr_baseline": 14.0, "chamfer": 0.04, "chamfer_baseline": 0.03},
     }
     mean = {"psnr": 20.0, "psnr_baseline": 13.0, "chamfer": 0.03, "chamfer_baseline": 0.02}
-    content = {"checkpoint": "last.ckpt", "step": 80, "objects": objects, "mean": mean, "seconds": 3.0}
+    content = {"checkpoint": "step-00000080.ckpt", "step": 80, "objects": objects, "mean": mean, "seconds": 3.0}
     (run / "test" / "metrics.json").write_text(json.dumps(content))
     (run / "checkpoints").mkdir()
-    torch.save({"global_step": 80, "state_dict": {"w": torch.zeros(30, 50)}}, run / "checkpoints" / "last.ckpt")
+    torch.save({"global_step": 80, "state_dict": {"w": torch.zeros(30, 50)}}, run / "checkpoints" / "step-00000080.ckpt")
     return run
 
 
@@ -207,7 +207,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         ("test/metrics.json", '{"step": 3}', r"metrics\.json: not what `gsforge test` writes"),
         ("logs/csv/attempt_1/metrics.csv", "step,train/loss\nx,1\n", r"metrics\.csv: expected a CSV log"),
         ("config.2.yaml", "a: [", r"config\.2\.yaml: not a YAML file"),
-        ("checkpoints/last.ckpt", "half a file", r"last\.ckpt is damaged"),
+        ("checkpoints/step-00000080.ckpt", "half a file", "all checkpoints in"),
         ("test/chair.render.png", "no picture", r"chair\.render\.png is not a picture"),
     ],
 )
