@@ -28,11 +28,13 @@ from gsforge.training.progress import ProgressLines, terminal_shows_bars
 from gsforge.training.run_directory import RunDirectory
 from gsforge.training.step_rng import StepRng
 from gsforge.training.stopping import INTERRUPTED, exit_code
+from gsforge.training.strategies import register_strategies
 from gsforge.training.timing import StepTiming
 
 _EXPECTED_WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # a run that continues
     "The number of training batches .* is smaller than the logging interval",  # runs are counted in steps
+    "find_unused_parameters=True was specified",  # it keeps the buckets as they are
     ".*treespec, LeafSpec.* is deprecated",  # inside Lightning
     r"Found \d+ module\(s\) in eval mode at the start",  # frozen extractors
     "The `srun` command is available on your system but is not used",  # nor need it be, on a login node
@@ -158,6 +160,7 @@ class RunCLI(LightningCLI):
         Returns:
             The trainer, with the configured plugins and ours for checkpoints.
         """
+        register_strategies()
         configured = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = configured if isinstance(configured, list) else [configured]
         return super().instantiate_trainer(plugins=[*plugins, BackgroundCheckpointIO()], **kwargs)

@@ -8,9 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
+from gsforge.training.checkpoint_files import local_part
 from gsforge.training.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -56,8 +56,8 @@ class EMA(Callback):
         if not self._averages:
             self._averages = {name: weight.detach().clone() for name, weight in weights.items()}
             return
-        averages = [_local(self._averages[name]) for name in weights]
-        torch._foreach_lerp_(averages, [_local(weight) for weight in weights.values()], 1 - self.decay)
+        averages = [local_part(self._averages[name]) for name in weights]
+        torch._foreach_lerp_(averages, [local_part(weight).detach() for weight in weights.values()], 1 - self.decay)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the average."""
@@ -88,7 +88,7 @@ class EMA(Callback):
     @torch.no_grad()
     def _swap(self, pl_module: LightningModule) -> None:
         for name, parameter in _trained(pl_module).items():
-            weight, average = _local(parameter), _local(self._averages[name])
+            weight, average = local_part(parameter), local_part(self._averages[name])
             held = weight.clone()
             weight.copy_(average)
             average.copy_(held)
@@ -101,7 +101,3 @@ def _trained(pl_module: LightningModule) -> dict[str, Parameter]:
         if isinstance(module, FSDPModule):
             module.reshard()  # a gathered copy would outlive a change of its shards
     return {name: parameter for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()

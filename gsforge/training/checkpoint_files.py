@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_with_path
 
 from gsforge.core.files import sync_folder
@@ -228,7 +229,7 @@ def replace_link(target: Path, link: Path) -> None:
 
 
 def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors in nested dictionaries, lists and tuples.
+    """Bytes of all tensors in nested dictionaries, lists and tuples that this rank holds.
 
     Args:
         value: what is searched.
@@ -236,8 +237,20 @@ def tensor_bytes(value: Any) -> int:
     Returns:
         Number of bytes, shared storage counted once.
     """
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for _, tensor in named_tensors(value)}
-    return sum(storage.nbytes() for storage in storages.values())
+    storages = (local_part(tensor).untyped_storage() for _, tensor in named_tensors(value))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor.
+
+    Args:
+        tensor: sharded or not.
+
+    Returns:
+        Its shard, or the tensor itself.
+    """
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -85,7 +85,9 @@ def run(tmp_path: Path) -> Path:
     content = {"checkpoint": "step-00000080.ckpt", "step": 80, "objects": objects, "mean": mean, "seconds": 3.0}
     (run / "test" / "metrics.json").write_text(json.dumps(content))
     (run / "checkpoints").mkdir()
-    torch.save({"global_step": 80, "state_dict": {"w": torch.zeros(30, 50)}}, run / "checkpoints" / "step-00000080.ckpt")
+    torch.save(
+        {"global_step": 80, "state_dict": {"w": torch.zeros(30, 50)}}, run / "checkpoints" / "step-00000080.ckpt"
+    )
     return run
 
 

@@ -1,4 +1,4 @@
-"""FSDP2 whose checkpoints are safe to read, exact to resume, and fit any number of ranks."""
+"""Strategies of several ranks that a run resumes exactly with: `ddp` and `sharded`."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
@@ -22,6 +22,7 @@ from gsforge.core.files import atomic_file, sync_folder, write_text
 from gsforge.training.checkpoint_files import (
     REST,
     SUMS,
+    local_part,
     named_tensors,
     read_checkpoint,
     read_tensors,
@@ -32,8 +33,21 @@ from gsforge.training.checkpoint_files import (
 from gsforge.training.checkpoint_io import BackgroundCheckpointIO, agreed_checkpoint, check_free_space
 from gsforge.training.errors import CheckpointError
 
+_WEIGHTS = ("state_dict", "current_model_state")
 _POLL_SECONDS = 0.05
 _FAILED = "failed-{:05d}.txt"
+
+
+def register_strategies() -> None:
+    """Make `trainer.strategy` know `sharded`, and give `ddp`, which `auto` stands for, an exact resume.
+
+    DistributedDataParallel sorts gradients into new buckets after its first step. A resumed run has a first step of its
+    own, and the place in a bucket decides in which order the values of more than two ranks are added. It leaves the
+    buckets as they are where it looks for unused parameters.
+    """
+    lasting = "DistributedDataParallel with lasting buckets"
+    StrategyRegistry.register("ddp", DDPStrategy, description=lasting, override=True, find_unused_parameters=True)
+    StrategyRegistry.register("sharded", ShardedStrategy, description="FSDP2 over all ranks", override=True)
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -186,9 +200,6 @@ class ShardedStrategy(ModelParallelStrategy):
         return like
 
 
-_WEIGHTS = ("state_dict", "current_model_state")
-
-
 def _part(whole: Tensor, like: DTensor | None) -> Tensor:
     """This rank's part of a tensor that was saved whole."""
     if like is None:
@@ -218,7 +229,7 @@ def _write_part(checkpoint: dict[str, Any], folder: Path, rank: int, ranks: int)
     for name, tensor in named_tensors(checkpoint):
         if isinstance(tensor, DTensor):
             _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-            local = tensor.to_local()
+            local = local_part(tensor)
         elif rank == 0:
             local, offset = tensor, (0,) * tensor.dim()
         else:
