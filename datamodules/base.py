@@ -34,11 +34,15 @@ class ShardDataModule(LightningDataModule, ABC):
     training loop has processed, so it is exact whether the checkpoint was saved after a step, after validation or in
     the middle of a step, and holds for any number of ranks and workers.
 
+    An optimiser step takes `batch_size` samples over all ranks. Where a rank's share is more than it can hold at once,
+    it takes it in `parts` of equal size and accumulates their gradients, so a run can go on with fewer ranks.
+
     Args:
         train: folder or address of the training set, or several.
         val: folder or address of the validation set.
         test: folder or address of the test and prediction set.
-        batch_size: samples of a training batch over all ranks.
+        batch_size: samples of an optimiser step over all ranks.
+        rank_batch_size: most samples that a rank takes at once in training; None for its whole share.
         eval_batch_size: samples of an evaluation batch of one rank.
         num_workers: worker processes of each loader and rank; 0 loads in the main process.
         seed: seed of the order and of all draws, 0 <= seed < 2^32.
@@ -60,15 +64,37 @@ class ShardDataModule(LightningDataModule, ABC):
         seed: int,
         block_shards: int,
         max_unreadable: int,
+        rank_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         self._sets = {"train": [train] if isinstance(train, str) else list(train), "val": [val]}
         self._sets |= {"test": [test]} if test is not None else {}
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
+        self._rank_batch_size = rank_batch_size
         self._num_workers, self._seed = num_workers, seed
         self._block_shards, self._max_unreadable = block_shards, max_unreadable
         self._stores: dict[str, SampleStore] = {}
-        self._origin = (0, 0)
+        # Position of the run, and training batches that had been processed there.
+        self._position, self._batches_there = 0, 0
+
+    @property
+    def parts(self) -> int:
+        """Batches of an optimiser step on each rank: as few as keep to `rank_batch_size`.
+
+        Raises:
+            DataError: if the samples of a step cannot be shared out evenly to the ranks.
+            RuntimeError: if no Trainer is attached.
+        """
+        ranks = self._replicas()["num_replicas"]
+        share, rest = divmod(self._batch_size, ranks)
+        if rest or not share:
+            legal = [number for number in range(1, self._batch_size + 1) if self._batch_size % number == 0]
+            raise DataError(
+                f"batch_size {self._batch_size} (samples of a step over all ranks) cannot be shared out to {ranks} "
+                f"ranks; run on one of {legal} ranks, or choose a multiple of {ranks}"
+            )
+        most = self._rank_batch_size or share
+        return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
 
     @abstractmethod
     def assembler(self, store: SampleStore, training: bool) -> Assemble:
@@ -101,7 +127,7 @@ class ShardDataModule(LightningDataModule, ABC):
             if name not in self._stores:
                 self._stores[name] = SampleStore({folder: read_index(folder, self.kind) for folder in self._sets[name]})
         if stage == "fit" and self._batches() == 0:
-            self._origin = (0, 0)
+            self._position, self._batches_there = 0, 0
 
     def _batches(self) -> int:
         """Training batches processed so far, as Lightning counts and restores them."""
@@ -117,33 +143,27 @@ class ShardDataModule(LightningDataModule, ABC):
         Raises:
             RuntimeError: if no Trainer is attached.
         """
-        position, batches = self._origin
-        return position + (self._batches() - batches) * self._batch_size
+        return self._position + (self._batches() - self._batches_there) * (self._batch_size // self.parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, for the checkpoint, with what it was counted from.
+        """The position, for the checkpoint, with the set that it counts.
 
         Returns:
-            The position, the batches it was counted from, and the fingerprint of the training set (None if it was not
-            read).
+            The position, and the fingerprint of the training set (None if it was not read).
 
         Raises:
             RuntimeError: if no Trainer is attached.
         """
         train = self._stores.get("train")
-        return {
-            "position": self.position(),
-            "batches": self._batches(),
-            "fingerprint": train.fingerprint if train is not None else None,
-        }
+        return {"position": self.position(), "fingerprint": train.fingerprint if train is not None else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at the checkpoint's position, even if `batch_size` changed since.
+        """Continue at the checkpoint's position, whatever the sizes and the number of ranks are now.
 
         Args:
             state_dict: what `state_dict` gave.
         """
-        self._origin = (state_dict["position"], state_dict["batches"])
+        self._position = state_dict["position"]
         train = self._stores.get("train")
         if train is not None and state_dict["fingerprint"] not in (None, train.fingerprint):
             log.warning(
@@ -160,23 +180,22 @@ class ShardDataModule(LightningDataModule, ABC):
             DataError: if the batch cannot be shared out evenly to the ranks.
             RuntimeError: if no Trainer is attached.
         """
-        trainer, replicas = self._attached(), self._replicas()
-        if self._batch_size % replicas["num_replicas"]:
+        trainer, replicas, parts = self._attached(), self._replicas(), self.parts
+        if parts > 1 and trainer.accumulate_grad_batches != parts:
             raise DataError(
-                f"batch_size {self._batch_size} (over all ranks) cannot be shared out to {replicas['num_replicas']} "
-                f"ranks; choose a multiple of {replicas['num_replicas']}"
+                f"rank_batch_size {self._rank_batch_size} makes {parts} parts of a step: give the Trainer "
+                f"accumulate_grad_batches={parts}; `gsforge fit` does so by itself"
             )
+        self._batches_there = self._batches()
         store = self._stores["train"]
         order = RunOrder(store.shard_sizes, self._seed, self._block_shards)
         dataset = RunDataset(store, order, self.assembler(store, training=True), self._seed)
-        if trainer.max_steps > 0:
-            batches = trainer.max_steps * trainer.accumulate_grad_batches
-        else:
-            batches = max(1, len(store) // self._batch_size)
-        sampler = RunSampler(dataset, self._batch_size, **replicas, position=self.position, batches=batches)
+        steps = trainer.max_steps if trainer.max_steps > 0 else max(1, len(store) // self._batch_size)
+        batch_size, batches = self._batch_size // parts, steps * trainer.accumulate_grad_batches
+        sampler = RunSampler(dataset, batch_size, **replicas, position=self.position, batches=batches)
         return TrainLoader(
             dataset,
-            batch_size=self._batch_size // replicas["num_replicas"],
+            batch_size=batch_size // replicas["num_replicas"],
             sampler=sampler,
             collate_fn=collate,
             max_unreadable=self._max_unreadable,

@@ -133,8 +133,10 @@ class LatentsDataModule(ShardDataModule):
         test: folder or address of the test set, which prediction uses too.
         tokens: number M of latent tokens, one of those that the sets have.
         condition_size: side of the images in pixels; the stored size by default.
-        batch_size: objects of a training batch over all ranks together; a multiple of the number of ranks. The same
+        batch_size: objects of an optimiser step over all ranks together; a multiple of the number of ranks. The same
             value on another number of ranks continues the same run.
+        rank_batch_size: most objects that a rank takes at once in training; it takes a larger share of a step in
+            equal parts and accumulates their gradients. None: its whole share at once.
         eval_batch_size: objects of a validation or test batch on one rank.
         eval_views: number V of condition views that evaluation shows, at least 1.
         augment: probability of each kind of jitter (crop, perspective, blur, colour, noise, compression) in training;
@@ -158,6 +160,7 @@ class LatentsDataModule(ShardDataModule):
         tokens: int = 1024,
         condition_size: int | None = None,
         batch_size: int = 8,
+        rank_batch_size: int | None = None,
         eval_batch_size: int = 1,
         eval_views: int = 4,
         augment: float = 0.05,
@@ -171,6 +174,7 @@ class LatentsDataModule(ShardDataModule):
             val,
             test,
             batch_size=batch_size,
+            rank_batch_size=rank_batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
             seed=seed,

@@ -1,7 +1,9 @@
 """Datasets, samplers and the training loader: which sample comes when, and what happens if it cannot be used."""
 
 import logging
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -21,6 +23,7 @@ Assemble = Callable[[Members, np.random.RandomState | None], Sample]
 
 _ATTEMPTS = 16
 _UNREADABLE = "unreadable"
+_RANDOM = "random"
 
 
 class RunDataset(Dataset[Sample]):
@@ -57,8 +60,12 @@ class RunDataset(Dataset[Sample]):
                 reports.append((self._store.name(index), str(error)))
                 index = int(self._random(n, attempt + 1).randint(len(self._store)))
             else:
-                return sample | {"position": n, _UNREADABLE: reports}
+                return sample | {"position": n, _RANDOM: self._seed_of(n), _UNREADABLE: reports}
         raise SampleError(f"{_ATTEMPTS} samples in a row cannot be used; the last: {reports[-1][1]}")
+
+    def _seed_of(self, n: int) -> int:
+        """What a model draws for the n-th sample begins with it, see `gsforge.core.random.SampleRandom`."""
+        return _seed(self._seed, n)
 
     def _random(self, n: int, attempt: int = 0) -> np.random.RandomState:
         """A generator of its own for every (seed, n, attempt); numpy keeps the streams of RandomState for ever."""
@@ -86,7 +93,7 @@ class EvaluationDataset(Dataset[Sample]):
             SampleError: if it cannot be used; a metric over other samples would not be comparable.
         """
         index = number if number >= 0 else -1 - number
-        return self._assemble(self._store.read(index), None) | {"position": max(number, -1)}
+        return self._assemble(self._store.read(index), None) | {"position": max(number, -1), _RANDOM: _seed(0, index)}
 
 
 class RunSampler(DistributedSampler[int]):
@@ -154,11 +161,11 @@ def collate(samples: Sequence[Sample]) -> Sample:
         samples: of equal members and shapes.
 
     Returns:
-        Tensors stacked along a new first axis, strings as a list, reports as one list.
+        Tensors stacked along a new first axis; strings and seeds as lists, reports as one list.
     """
     reports = [report for sample in samples for report in sample.get(_UNREADABLE, ())]
     stacked = [{name: value for name, value in sample.items() if name != _UNREADABLE} for sample in samples]
-    return default_collate(stacked) | {_UNREADABLE: reports}
+    return collate_evaluation(stacked) | {_UNREADABLE: reports}
 
 
 def collate_evaluation(samples: Sequence[Sample]) -> Sample:
@@ -168,21 +175,38 @@ def collate_evaluation(samples: Sequence[Sample]) -> Sample:
         samples: of equal members and shapes, without reports.
 
     Returns:
-        Tensors stacked along a new first axis, strings as a list.
+        Tensors stacked along a new first axis; strings and seeds as lists.
     """
-    return default_collate(list(samples))
+    batch = default_collate([{name: value for name, value in sample.items() if name != _RANDOM} for sample in samples])
+    # Seeds are for the CPU's generators: as a tensor they would go to the GPU, and have to be waited for.
+    return batch | {_RANDOM: [sample[_RANDOM] for sample in samples]}
+
+
+def _seed(seed: int, n: int) -> int:
+    return int(np.random.SeedSequence([seed, n]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def ignore_stop_signals(worker: int) -> None:
     """Let a loader's process outlive the signals that ask a run to stop: its batches are needed until the run ends it.
 
-    A terminal sends Ctrl-C to every process, and a cluster its warning; only the training process acts on them.
+    A terminal sends Ctrl-C to every process, and a cluster its warnings; only the training process acts on them, and
+    ends its loaders' processes, by TERM too.
 
     Args:
         worker: the process's number, as DataLoader passes it.
     """
     for number in (signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS cannot tell who sent a signal; it has no cluster either
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(128 + signal.SIGTERM)
 
 
 class TrainLoader(DataLoader[Sample]):

@@ -118,8 +118,10 @@ class ObjectsDataModule(ShardDataModule):
         train: folder or address (s3://, gs://, http://) of the training set, or a list of them.
         val: folder or address of the validation set.
         test: folder or address of the test set, which prediction uses too.
-        batch_size: objects of a training batch over all ranks together; a multiple of the number of ranks. The same
+        batch_size: objects of an optimiser step over all ranks together; a multiple of the number of ranks. The same
             value on another number of ranks continues the same run.
+        rank_batch_size: most objects that a rank takes at once in training; it takes a larger share of a step in
+            equal parts and accumulates their gradients. None: its whole share at once.
         eval_batch_size: objects of a validation or test batch on one rank.
         views: views of an object in a training step, drawn anew each time.
         points: surface points of an object in a step, drawn anew each time in training.
@@ -139,6 +141,7 @@ class ObjectsDataModule(ShardDataModule):
         val: str,
         test: str | None = None,
         batch_size: int = 8,
+        rank_batch_size: int | None = None,
         eval_batch_size: int = 1,
         views: int = 4,
         points: int = 8192,
@@ -154,6 +157,7 @@ class ObjectsDataModule(ShardDataModule):
             val,
             test,
             batch_size=batch_size,
+            rank_batch_size=rank_batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
             seed=seed,

@@ -19,6 +19,7 @@ from gsforge.cli.explain import explain
 from gsforge.training.checkpoint_io import BackgroundCheckpointIO
 from gsforge.training.checkpoints import LastCheckpoints, check_architecture, initialise_from, progress_of
 from gsforge.training.config import RunConfig, run_config_text
+from gsforge.training.elastic import StepParts
 from gsforge.training.errors import ConfigError, StopRequested
 from gsforge.training.evaluation import ResultWriter
 from gsforge.training.guards import NonFiniteGuard, ScheduleGuard
@@ -134,6 +135,7 @@ class RunCLI(LightningCLI):
             return
         self.trainer_defaults["callbacks"] = [
             StepRng(config.seed_everything),
+            StepParts(),
             RunConfig(self.run_directory, text, attempt),
             ResultWriter(),
             ScheduleGuard(),
@@ -167,7 +169,12 @@ class RunCLI(LightningCLI):
 
     @staticmethod
     def configure_optimizers(lightning_module: LightningModule, optimizer: Any, lr_scheduler: Any = None) -> Any:
-        """Step the learning-rate schedule after every optimiser step, not once per epoch."""
+        """Train the weights as they are now, and step the learning-rate schedule after every step, not once per epoch.
+
+        Lightning made the optimiser with the model; since then a strategy may have put shards in place of its weights.
+        """
+        (group,) = optimizer.param_groups
+        group["params"] = list(lightning_module.parameters())
         configured = LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
         if isinstance(configured, tuple):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"}}

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from gsforge.training.checkpoint_files import read_checkpoint, remove_remains
+from gsforge.training.checkpoint_files import REST, read_checkpoint, remove_remains
 from gsforge.training.checkpoint_io import BackgroundCheckpointIO
 from gsforge.training.errors import CheckpointError, ConfigError, StopRequested
 from gsforge.training.run_directory import RunDirectory
@@ -269,7 +269,7 @@ def load_weights(source: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: when the run directory holds no checkpoint.
     """
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() and not (path / REST).exists():
         path = RunDirectory(path).require_checkpoint()
     return _weights(path)
 

@@ -11,15 +11,25 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from gsforge.core.random import SampleRandom
+
 
 class SmallModel(LightningModule):
-    """Predicts the colours of surface points."""
+    """Predicts the colours of surface points.
 
-    def __init__(self, width: int = 15, blocks: int = 2):
+    Args:
+        width: of the hidden layers.
+        blocks: hidden layers.
+        noise: `by_step` with dropout, drawn from the global generators, or `by_sample`, a function of the sample.
+    """
+
+    def __init__(self, width: int = 15, blocks: int = 2, noise: str = "by_step"):
         super().__init__()
+        self.noise = noise
+        dropout = 0.2 if noise == "by_step" else 0.0
         self.first = torch.nn.Linear(3, width)
         self.blocks = torch.nn.ModuleList(
-            torch.nn.Sequential(torch.nn.LayerNorm(width), torch.nn.Linear(width, width), torch.nn.Dropout(0.2))
+            torch.nn.Sequential(torch.nn.LayerNorm(width), torch.nn.Linear(width, width), torch.nn.Dropout(dropout))
             for _ in range(blocks)
         )
         self.last = torch.nn.Linear(width, 3)
@@ -37,9 +47,14 @@ class SmallModel(LightningModule):
         return self.last(hidden)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        self.seen += 1
-        loss = (self(batch["points"] + 0.1 * torch.randn_like(batch["points"])) - batch["point_colors"]).square().mean()
-        self.log("train/loss", loss, sync_dist=True)
+        points = batch["points"]
+        if self.noise == "by_step":
+            self.seen += 1
+            noise = torch.randn_like(points)
+        else:
+            noise = SampleRandom(batch["random"]).normal(*points.shape[1:])
+        loss = (self(points + 0.1 * noise) - batch["point_colors"]).square().mean()
+        self.log("train/loss", loss, sync_dist=True, on_step=True)
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -65,7 +80,7 @@ class At(Callback):
 
 
 class Samples(Callback):
-    """Appends a line to `<folder>/rank_<r>.jsonl` for each batch: the samples of it.
+    """Appends a line to `<folder>/rank_<r>.jsonl` for each batch: its samples, and its loss.
 
     Args:
         folder: where the lines go.
@@ -79,6 +94,8 @@ class Samples(Callback):
     ) -> None:
         # The step that these samples were for: by now an optimiser step may have been counted.
         step = trainer.global_step - (0 if (batch_idx + 1) % trainer.accumulate_grad_batches else 1)
+        parts = trainer.accumulate_grad_batches  # Lightning has divided the loss by them
+        line = {"step": step, "samples": batch["position"].tolist(), "loss": float(outputs["loss"] * parts)}
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"rank_{trainer.global_rank}.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, "samples": batch["position"].tolist()}) + "\n")
+            file.write(json.dumps(line) + "\n")

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def number_of(members, random):
 class Numbers(ShardDataModule):
     kind = "numbers"
 
-    def __init__(self, folder, batch_size=4, num_workers=0, seed=7):
+    def __init__(self, folder, batch_size=4, num_workers=0, seed=7, rank_batch_size=None):
         super().__init__(
             str(folder),
             str(folder),
@@ -32,6 +33,7 @@ class Numbers(ShardDataModule):
             seed=seed,
             block_shards=2,
             max_unreadable=3,
+            rank_batch_size=rank_batch_size,
         )
 
     def assembler(self, store, training):
@@ -117,6 +119,7 @@ class SignalLoaders(Callback):
             for worker in workers:
                 os.kill(worker.pid, signal.SIGINT)
                 os.kill(worker.pid, signal.SIGUSR2)
+                subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # not from the process that trains
 
 
 EPOCHS = {"max_steps": -1, "max_epochs": 4}  # 11 samples, batches of 4: epochs of 2 batches
@@ -192,7 +195,19 @@ def test_the_checkpoint_holds_one_position(write_numbers, tmp_path):
     run(write_numbers([4, 3, 4]), [StopAfter(5, tmp_path / "at.ckpt")])
     state = torch.load(tmp_path / "at.ckpt", weights_only=True)["Numbers"]
     assert state["position"] == 20
-    assert state["batches"] == 5
+
+
+def test_a_rank_that_holds_less_takes_its_share_in_parts(write_numbers, tmp_path):
+    folder, path = write_numbers([4, 3, 4]), tmp_path / "at.ckpt"
+    first, _ = run(
+        folder, [StopAfter(10, path)], limits={"max_steps": 13, "accumulate_grad_batches": 2}, rank_batch_size=3
+    )
+    assert [len(step[0]) for step in first.steps] == [2] * 10
+    second, _ = run(folder, checkpoint=path)
+    taken = [position for step in first.steps + second.steps for position in step[0]]
+    assert taken == list(range(len(taken)))
+    with pytest.raises(DataError, match="accumulate_grad_batches=4"):
+        run(folder, rank_batch_size=1)
 
 
 def test_changed_shards_are_noticed(write_numbers, tmp_path, caplog):
@@ -219,7 +234,7 @@ def test_validation_test_and_prediction_see_every_sample_once(write_numbers):
 
 def test_a_batch_that_ranks_cannot_share_is_refused(write_numbers, monkeypatch):
     monkeypatch.setattr(Trainer, "distributed_sampler_kwargs", {"num_replicas": 3, "rank": 0})
-    with pytest.raises(DataError, match=r"batch_size 4 \(over all ranks\) .* choose a multiple of 3"):
+    with pytest.raises(DataError, match=r"batch_size 4 .* one of \[1, 2, 4\] ranks, or choose a multiple of 3"):
         run(write_numbers([4]))
 
 
