@@ -96,6 +96,11 @@ class ShardDataModule(LightningDataModule, ABC):
         most = self._rank_batch_size or share
         return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
 
+    @property
+    def training_shards(self) -> int:
+        """Shards of the training sets; `setup` reads them."""
+        return len(self._stores["train"].addresses)
+
     @abstractmethod
     def assembler(self, store: SampleStore, training: bool) -> Assemble:
         """What makes tensors of the files of a set; must be picklable.

@@ -178,8 +178,9 @@ def collate_evaluation(samples: Sequence[Sample]) -> Sample:
         Tensors stacked along a new first axis; strings and seeds as lists.
     """
     batch = default_collate([{name: value for name, value in sample.items() if name != _RANDOM} for sample in samples])
-    # Seeds are for the CPU's generators: as a tensor they would go to the GPU, and have to be waited for.
-    return batch | {_RANDOM: [sample[_RANDOM] for sample in samples]}
+    # Seeds stay with the CPU: in a tensor they would go to the GPU, and a training step would wait for them.
+    seeds = [sample[_RANDOM] for sample in samples if _RANDOM in sample]
+    return batch | ({_RANDOM: seeds} if seeds else {})
 
 
 def _seed(seed: int, n: int) -> int:

@@ -49,21 +49,20 @@ def velocity(data: Tensor, noise: Tensor) -> Tensor:
     return (1 - NOISE_FLOOR) * noise - data
 
 
-def logit_normal_times(count: int, mean: float, device: torch.device | str | None = None) -> Tensor:
+def logit_normal_times(normal: Tensor, mean: float) -> Tensor:
     """Times of training: t = sigmoid(n), n normal with deviation 1.
 
     Args:
-        count: how many.
+        normal: [B] standard normal numbers.
         mean: of n; above 0 more of the times are noisy ones.
-        device: of the result.
 
     Returns:
-        [count] in (0, 1).
+        [B] in (0, 1).
 
     Source:
         Scaling Rectified Flow Transformers (arXiv 2403.03206), logit-normal sampling.
     """
-    return torch.sigmoid(mean + torch.randn(count, device=device))
+    return torch.sigmoid(mean + normal)
 
 
 def sampling_times(steps: int, shift: float) -> Tensor:

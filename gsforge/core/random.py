@@ -1,6 +1,7 @@
 """Random numbers that belong to a sample, not to the batch, step or rank that it comes with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,3 +53,43 @@ class SampleRandom:
     def _stack(self, draw: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         drawn = [draw(shape, generator=own, dtype=dtype, device=self.device) for own in self._generators]
         return torch.stack(drawn)
+
+
+def random_of(batch: Mapping[str, Any], device: torch.device | str) -> SampleRandom | None:
+    """The streams of a batch's samples.
+
+    Args:
+        batch: has the seeds of its samples under `random`, as the project's data modules give them.
+        device: where the numbers are needed.
+
+    Returns:
+        The streams; None for a batch without seeds, whose draws are then those of the global generators.
+    """
+    seeds = batch.get("random")
+    return None if seeds is None else SampleRandom(seeds, device)
+
+
+def normal_like(tensor: Tensor, random: SampleRandom | None) -> Tensor:
+    """Standard normal numbers for every element of a batch.
+
+    Args:
+        tensor: [B, ...].
+        random: streams of its B samples; None for the global generators.
+
+    Returns:
+        [B, ...] of the tensor's dtype and device.
+    """
+    return torch.randn_like(tensor) if random is None else random.normal(*tensor.shape[1:], dtype=tensor.dtype)
+
+
+def uniform_like(tensor: Tensor, random: SampleRandom | None) -> Tensor:
+    """Numbers in [0, 1) for every element of a batch.
+
+    Args:
+        tensor: [B, ...].
+        random: streams of its B samples; None for the global generators.
+
+    Returns:
+        [B, ...] of the tensor's dtype and device.
+    """
+    return torch.rand_like(tensor) if random is None else random.uniform(*tensor.shape[1:], dtype=tensor.dtype)

@@ -32,8 +32,8 @@ class StepParts(Callback):
                 "can take at once"
             )
         trainer.accumulate_grad_batches = parts
-        if isinstance(trainer.val_check_interval, int):  # type: ignore[attr-defined]
-            trainer.val_check_interval *= parts  # type: ignore[attr-defined]
+        if isinstance(trainer.val_check_interval, int):
+            trainer.val_check_interval *= parts
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note what the counts mean."""

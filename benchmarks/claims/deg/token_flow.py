@@ -79,7 +79,7 @@ def train(tokens: Tensor, shapes: Shapes, positions: Positions, training: Traini
     for _ in range(training.steps):
         chosen = torch.randint(len(tokens), (training.batch,))
         data, some = tokens[chosen], Shapes(shapes.shape[chosen], shapes.color[chosen])
-        noise, times = torch.randn_like(data), logit_normal_times(training.batch, mean=0)
+        noise, times = torch.randn_like(data), logit_normal_times(torch.randn(training.batch), mean=0)
         predicted = predict(network, interpolate(data, noise, times), times, some)
         optimizer.zero_grad()
         mse_loss(predicted, velocity(data, noise)).backward()

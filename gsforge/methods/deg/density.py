@@ -15,6 +15,7 @@ from gsforge.core.octree import (
     compact,
     systematic_split,
 )
+from gsforge.core.random import SampleRandom, uniform_like
 from gsforge.methods.deg.config import NetworkConfig
 from gsforge.nn.attention import CrossAttention, feed_forward, initialise, modulate
 from gsforge.nn.embeddings import PointEmbedding, ScalarEmbedding
@@ -143,7 +144,7 @@ class OctreeDensity(nn.Module):
             divergence = divergence + (share * (empirical - log_pi)).sum((1, 2))
         return divergence
 
-    def sample(self, z_BMZ: Tensor, count: int) -> DensitySamples:
+    def sample(self, z_BMZ: Tensor, count: int, random: SampleRandom | None = None) -> DensitySamples:
         """Draw exactly `count` points by systematic sampling down the tree.
 
         Positions carry no gradient; the log-probabilities do, to the network and to `z`.
@@ -151,6 +152,7 @@ class OctreeDensity(nn.Module):
         Args:
             z_BMZ: [B, M, latent_channels].
             count: budget P.
+            random: streams of the objects; None for the global generators.
 
         Returns:
             P points for each object.
@@ -161,7 +163,7 @@ class OctreeDensity(nn.Module):
         log_q = torch.zeros(batch, 1, device=device)
         for level in range(self.depth):
             log_pi = self.child_log_probabilities(codes, level, z_BMZ)
-            uniforms = torch.rand(counts.shape, dtype=torch.float64, device=device)
+            uniforms = uniform_like(counts.double(), random)
             split = systematic_split(counts, log_pi.detach().exp(), uniforms)
             child_codes = codes[..., None] * 8 + torch.arange(8, device=device)
             codes, counts, log_q = compact(
@@ -174,7 +176,7 @@ class OctreeDensity(nn.Module):
         ranks = torch.arange(count, device=device).expand(batch, count).contiguous()
         leaf = torch.searchsorted(counts.cumsum(-1), ranks, right=True)
         corners = cell_corners(codes.gather(1, leaf), self.depth)
-        points = (corners + torch.rand(corners.shape, device=device)) / 2**self.depth
+        points = (corners + uniform_like(torch.empty_like(corners, dtype=torch.float32), random)) / 2**self.depth
         # In float32 the sum may round up to the corner of the next leaf.
         ends = (corners + 1) / 2**self.depth
         points = torch.minimum(points, ends.nextafter(torch.zeros_like(ends)))

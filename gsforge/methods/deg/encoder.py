@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from gsforge.core.random import SampleRandom, normal_like
 from gsforge.methods.deg.config import NetworkConfig
 from gsforge.nn.attention import CrossAttention, SelfAttention, feed_forward, initialise
 from gsforge.nn.embeddings import PointEmbedding, PointSinusoids
@@ -199,14 +200,15 @@ class SetEncoder(nn.Module):
         return self.to_mean(x_BMD).to(queries.dtype), self.to_log_variance(x_BMD).to(queries.dtype)
 
 
-def sample_posterior(mean: Tensor, log_variance: Tensor) -> Tensor:
+def sample_posterior(mean: Tensor, log_variance: Tensor, random: SampleRandom | None = None) -> Tensor:
     """Draw z ~ N(mean, exp(log_variance)) with the reparametrisation trick.
 
     Args:
         mean: [B, M, C].
         log_variance: [B, M, C].
+        random: streams of the objects; None for the global generators.
 
     Returns:
         [B, M, C], differentiable to both.
     """
-    return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+    return mean + (0.5 * log_variance).exp() * normal_like(mean, random)

@@ -1,6 +1,6 @@
 """DeG flow training: from an image to the latent of an object, and with the VAE to its Gaussians."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -10,11 +10,13 @@ from torch.nn.functional import mse_loss
 
 from gsforge.core.flow import interpolate, logit_normal_times, velocity
 from gsforge.core.gaussians import Gaussians
-from gsforge.core.object_camera import pinholes
+from gsforge.core.object_camera import CAMERA_NUMBERS, pinholes
+from gsforge.core.random import SampleRandom, normal_like, random_of, uniform_like
 from gsforge.core.reconstruction import BASELINE, GIVEN, RENDER, TRUTH, Reconstruction
 from gsforge.methods.deg.evaluation import log_metrics
 from gsforge.methods.deg.flow_config import FlowNetworkConfig, FlowSamplingConfig, FlowTrainingConfig
 from gsforge.methods.deg.generator import Conditions, ObjectGenerator
+from gsforge.methods.deg.transformer import FlowTransformer
 from gsforge.methods.deg.views import Batch
 from gsforge.metrics.generation import GenerationMetricsConfig, build_generation_metrics
 from gsforge.metrics.image import image_metrics
@@ -100,17 +102,20 @@ class DeGFlow(ObjectGenerator):
         """
         self._check_batch(batch)
         size = len(batch["latent"])
-        conditions = self._hidden(self.conditions(batch["image"]), torch.rand(size, device=self.device))
-        times = logit_normal_times(size, self.training_config.time_mean, self.device)
-        terms = self._errors(batch, times, conditions)
+        random, each = random_of(batch, self.device), torch.empty(size, device=self.device)
+        conditions = self._hidden(self.conditions(batch["image"]), uniform_like(each, random))
+        times = logit_normal_times(normal_like(each, random), self.training_config.time_mean)
+        terms = self._errors(batch, times, conditions, random)
         total = terms["latent"] + self.training_config.camera_weight * terms["camera"]
         self.log_dict({f"train/loss_{name}": value.detach() for name, value in terms.items()}, batch_size=size)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
         return total
 
-    def _errors(self, batch: Batch, times: Tensor, conditions: Conditions) -> dict[str, Tensor]:
+    def _errors(
+        self, batch: Batch, times: Tensor, conditions: Conditions, random: SampleRandom | None
+    ) -> dict[str, Tensor]:
         latent, camera = self._normalized(batch["latent"]), batch["camera"]
-        noise, camera_noise = torch.randn_like(latent), torch.randn_like(camera)
+        noise, camera_noise = normal_like(latent, random), normal_like(camera, random)
         noisy = interpolate(latent, noise, times), interpolate(camera, camera_noise, times)
         predicted = self.predict_velocity(noisy, times, conditions)
         errors = {"latent": mse_loss(predicted.latent.to(latent.dtype), velocity(latent, noise))}
@@ -136,6 +141,48 @@ class DeGFlow(ObjectGenerator):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
         }
+
+    # --- what a step costs, for throughput and for `gsforge plan`
+
+    _image_tokens: int | None = None
+
+    def step_work(self, batch: Batch) -> dict[str, float]:
+        """The work of a training step.
+
+        Args:
+            batch: as for training.
+
+        Returns:
+            tokens: of the joint sequences. flops: of the transformer's matrix products, forward and backward; frozen
+            extractors, and blocks that are computed again, do not count.
+        """
+        if self._image_tokens is None:
+            with torch.no_grad():
+                self._image_tokens = self.semantic_tokens(batch["image"][:1]).shape[1]
+        objects, tokens = batch["latent"].shape[:2]
+        length = tokens + self._image_tokens + (self.network.camera_in is not None)
+        products = _products(self.network, tokens, self._image_tokens, length)
+        return {"tokens": objects * length, "flops": 6.0 * objects * products}
+
+    example_options: ClassVar[dict[str, Any]] = {"vae": None}
+    example_leaves_out: ClassVar[str] = "the VAE, which only validation asks"
+
+    def example_step(self, size: int) -> Tensor:
+        """A training step on objects that need no contents.
+
+        Args:
+            size: number of objects.
+
+        Returns:
+            The loss.
+        """
+        tokens, side = self.training_config.tokens, self.training_config.image_size
+        batch = {
+            "latent": torch.zeros(size, tokens, self.network.latent_out.out_features, device=self.device),
+            "camera": torch.zeros(size, CAMERA_NUMBERS, device=self.device),
+            "image": torch.zeros(size, 3, side, side, device=self.device),
+        }
+        return self.training_step(batch, 0)
 
     # --- evaluation
 
@@ -240,3 +287,19 @@ class DeGFlow(ObjectGenerator):
 def _quality(images: Tensor, targets: Tensor, suffix: str) -> dict[str, Tensor]:
     values = image_metrics(images, targets)
     return {name + suffix: values[name] for name in values if not name.endswith(BASELINE)}
+
+
+def _products(network: FlowTransformer, latent: int, image: int, length: int) -> int:
+    """Multiplications of the transformer for one object: of matrices with tokens, and of tokens with each other."""
+    stacks = ((network.latent_blocks, latent), (network.image_blocks, image), (network.blocks, length))
+    inside = sum(_matrices(blocks) for blocks, _ in stacks)
+    total = sum(_matrices(blocks) * tokens for blocks, tokens in stacks)
+    total += sum(2 * len(blocks) * network.latent_in.out_features * tokens**2 for blocks, tokens in stacks)
+    at_image = _matrices(network.semantic_in) + _matrices(network.appearance_in)
+    at_latent = _matrices(network.latent_in) + _matrices(network.latent_out)
+    once = _matrices(network) - inside - at_image - at_latent  # the time, its modulation, and the camera
+    return total + at_image * image + at_latent * latent + once
+
+
+def _matrices(module: torch.nn.Module) -> int:
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, torch.nn.Linear))

@@ -1,7 +1,7 @@
 """DeG VAE training, in three stages: structure, appearance through the renderer, and a density that learns from it."""
 
-import random
-from typing import Any
+from random import Random
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from gsforge.core.gaussians import Gaussians
+from gsforge.core.random import SampleRandom, random_of, uniform_like
 from gsforge.core.reconstruction import AT, BASELINE, RENDER, TRUTH, Reconstruction
 from gsforge.losses.image import PerceptualLoss, l1, ssim
 from gsforge.methods.deg.config import (
@@ -96,22 +97,25 @@ class DeGVAE(GaussianVAE):
         """
         self._check_batch(batch)
         mean, log_variance = self.encode(batch, self._tokens_of_step())
-        z_BMZ = sample_posterior(mean, log_variance)
-        chosen = torch.randperm(self.sampling.context_points, device=self.device)[: self.sampling.target_points]
+        random = random_of(batch, self.device)
+        z_BMZ = sample_posterior(mean, log_variance, random)
+        candidates = batch["points"][:, : self.sampling.context_points]
+        chosen = uniform_like(candidates[..., :1], random).topk(self.sampling.target_points, dim=1).indices
+        targets = candidates.gather(1, chosen.expand(-1, -1, 3))
         terms = {
-            "structure": self.density.structural_loss(batch["points"][:, chosen] + 0.5, z_BMZ).mean(),
+            "structure": self.density.structural_loss(targets + 0.5, z_BMZ).mean(),
             "kl": kl_divergence(mean, log_variance),
         }
         if self.decoder is not None:
-            terms |= self._appearance_terms(batch, z_BMZ)
+            terms |= self._appearance_terms(batch, z_BMZ, random)
         total = torch.stack([getattr(self.loss, name) * value for name, value in terms.items()]).sum()
         size = len(batch["points"])
         self.log_dict({f"train/loss_{name}": value.detach() for name, value in terms.items()}, batch_size=size)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
         return total
 
-    def _appearance_terms(self, batch: Batch, z_BMZ: Tensor) -> dict[str, Tensor]:
-        drawn, (gaussians, offsets) = self.decode(z_BMZ, self._anchors_of_step())
+    def _appearance_terms(self, batch: Batch, z_BMZ: Tensor, random: SampleRandom | None) -> dict[str, Tensor]:
+        drawn, (gaussians, offsets) = self.decode(z_BMZ, self._anchors_of_step(), random)
         views = views_of(batch, self._held_back, random_backgrounds=True)
         terms = {
             "volume": volume(gaussians),
@@ -135,11 +139,11 @@ class DeGVAE(GaussianVAE):
     # Both are pure functions of (seed, step), so that all ranks and attempts agree.
 
     def _tokens_of_step(self) -> int:
-        return random.Random(f"{self.seed}/{self.global_step}").choice(self.sampling.tokens)
+        return Random(f"{self.seed}/{self.global_step}").choice(self.sampling.tokens)
 
     def _anchors_of_step(self) -> int:
         most, fewest = self.sampling.anchors, self.sampling.fewest_anchors
-        return most if fewest is None else random.Random(f"{self.seed}/{self.global_step}/P").randint(fewest, most)
+        return most if fewest is None else Random(f"{self.seed}/{self.global_step}/P").randint(fewest, most)
 
     @property
     def _held_back(self) -> slice:
@@ -161,6 +165,58 @@ class DeGVAE(GaussianVAE):
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    # --- what a step costs, for throughput and for `gsforge plan`
+
+    def step_work(self, batch: Batch) -> dict[str, float]:
+        """The work of a training step.
+
+        Args:
+            batch: as for training.
+
+        Returns:
+            points: on surfaces. tokens: of the latents, whose number changes from step to step.
+        """
+        objects, points = batch["points"].shape[:2]
+        return {"points": objects * points, "tokens": objects * self._tokens_of_step()}
+
+    example_options: ClassVar[dict[str, Any]] = {"loss.lpips": 0.0}  # its network has weights to read
+    example_leaves_out: ClassVar[str] = "rendering, and the losses between images"
+
+    def example_step(self, size: int) -> Tensor:
+        """The networks' part of a training step with the most tokens and anchors, on objects that need no contents.
+
+        Args:
+            size: number of objects.
+
+        Returns:
+            Scalar whose gradient reaches all that the step trains.
+        """
+        sets = self.feature_sets(self._example_batch(size))
+        points = sets[0][0]
+        # The first points in place of the farthest, whose search is thousands of small operations.
+        mean, log_variance = self.encoder(points[:, : max(self.sampling.tokens)], *sets)
+        z_BMZ = sample_posterior(mean, log_variance)
+        structure = self.density.structural_loss(points[:, : self.sampling.target_points], z_BMZ).mean()
+        terms = [structure, kl_divergence(mean, log_variance)]
+        if self.decoder is not None:
+            drawn, (gaussians, offsets) = self.decode(z_BMZ, self.sampling.anchors)
+            terms += [volume(gaussians), transparency(gaussians), sphere_loss(drawn.points, offsets)]
+            terms += [values.mean() for values in (gaussians.quats, gaussians.sh, drawn.log_probability)]
+        return torch.stack(terms).sum()
+
+    def _example_batch(self, size: int) -> Batch:
+        extractors = (self.semantic_features, self.appearance_features)
+        side = max(getattr(extractor, "image_size", 64) for extractor in extractors)
+        views = (size, self.sampling.feature_views)
+        return {
+            "points": torch.zeros(size, 2 * self.sampling.context_points, 3, device=self.device),
+            "images": torch.zeros(*views, 3, side, side, device=self.device),
+            "alphas": torch.ones(*views, 1, side, side, device=self.device),
+            "depths": torch.ones(*views, 1, side, side, device=self.device),
+            "world_to_camera": torch.eye(4, device=self.device).expand(*views, 4, 4),
+            "intrinsics": torch.eye(3, device=self.device).expand(*views, 3, 3),
         }
 
     # --- evaluation

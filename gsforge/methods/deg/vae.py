@@ -8,6 +8,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from gsforge.core.gaussians import Gaussians
+from gsforge.core.random import SampleRandom
 from gsforge.core.sampling import farthest_points
 from gsforge.core.vecseq import order_tokens, sobol_anchors
 from gsforge.methods.deg.config import NetworkConfig, SamplingConfig, Stage
@@ -171,12 +172,15 @@ class GaussianVAE(LightningModule):
         if self.decoder is not None:
             load_released([(self.density, DENSITY), (self.decoder, DECODER)], folder / RELEASED_DECODER)
 
-    def decode(self, z_BMZ: Tensor, anchors: int) -> tuple[DensitySamples, Expansion]:
+    def decode(
+        self, z_BMZ: Tensor, anchors: int, random: SampleRandom | None = None
+    ) -> tuple[DensitySamples, Expansion]:
         """Draw anchors from the density and decode them.
 
         Args:
             z_BMZ: [B, M, latent_channels].
             anchors: budget P; P K Gaussians come out.
+            random: streams of the objects; None for the global generators.
 
         Returns:
             The anchors, whose log-probabilities carry a gradient in the refinement stage, and their Gaussians.
@@ -187,7 +191,7 @@ class GaussianVAE(LightningModule):
         if self.decoder is None:
             raise RuntimeError("stage 'structure' has no attribute decoder: decode with an 'appearance' checkpoint")
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage == "refinement"):
-            drawn = self.density.sample(z_BMZ, anchors)
+            drawn = self.density.sample(z_BMZ, anchors, random)
         return drawn, self.decoder(drawn.points, z_BMZ)
 
     def _feature_set(self, batch: Batch, part: slice, extractor: FeatureExtractor) -> PointFeatures:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gsforge.core.cameras import Cameras
+from gsforge.core.random import random_of, uniform_like
 
 Batch = dict[str, Any]
 
@@ -40,14 +40,16 @@ def views_of(batch: Batch, which: slice, random_backgrounds: bool = False) -> Vi
     Args:
         batch: images [B, V, 3, H, W] in straight colour, alphas [B, V, 1, H, W], and cameras.
         which: of the V views.
-        random_backgrounds: whether to draw the backgrounds.
+        random_backgrounds: whether to draw the backgrounds, from the streams of the objects where they have them.
 
     Returns:
         The views.
     """
     images, alphas = batch["images"][:, which], batch["alphas"][:, which]
     shape, device = images.shape[:2], images.device
-    white = torch.randint(2, (*shape, 1), device=device).float() if random_backgrounds else images.new_zeros(*shape, 1)
+    white = images.new_zeros(*shape, 1)
+    if random_backgrounds:
+        white = uniform_like(white, random_of(batch, device)).round()
     backgrounds = white.expand(*shape, 3)
     target = images * alphas + (1 - alphas) * backgrounds[..., None, None]
     return Views(cameras_of(batch, which), backgrounds, target)

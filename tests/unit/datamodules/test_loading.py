@@ -66,7 +66,7 @@ def test_the_run_goes_on_beyond_the_set_in_the_same_order_with_any_workers(write
     assert torch.cat([batch["position"] for batch in batches]).tolist() == list(range(14))
     assert sorted(numbers[:7]) == sorted(numbers[7:]) == list(range(7))
     assert numbers == [dataset[n]["number"] for n in range(14)]
-    assert set(batches[0]) == {"number", "draw", "position"}
+    assert set(batches[0]) == {"number", "draw", "position", "random"}
 
 
 def test_draws_depend_on_seed_and_position_alone(write_numbers):

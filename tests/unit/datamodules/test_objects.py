@@ -49,7 +49,7 @@ def batch(toy_objects):
 
 def test_the_batch_is_what_is_promised(batch):
     assert {name: tuple(batch[name].shape) for name in SHAPES} == SHAPES
-    assert set(batch) == {*SHAPES, "key", "position"}
+    assert set(batch) == {*SHAPES, "key", "position", "random"}
     assert all(batch[name].dtype == torch.float32 for name in SHAPES)
     assert batch["position"].tolist() == [0, 1]
     assert batch["position"].dtype == torch.int64

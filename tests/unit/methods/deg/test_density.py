@@ -9,6 +9,7 @@ from scipy.stats import chisquare, kstest
 from torch import Tensor, nn
 
 from gsforge.core.octree import cell_centers, encode_points
+from gsforge.core.random import SampleRandom
 from gsforge.methods.deg.config import NetworkConfig
 from gsforge.methods.deg.density import OctreeDensity
 
@@ -205,12 +206,15 @@ def test_equal_seeds_give_equal_samples() -> None:
     assert not torch.equal(draw(0), draw(1))
 
 
-def test_points_stay_in_their_leaf_whatever_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    density = trained(8)
-    most = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))  # the largest number that torch.rand gives
-    rand = torch.rand
-    monkeypatch.setattr(torch, "rand", lambda shape, **kind: rand(shape, **kind).double().fill_(float(most)).to(**kind))
-    drawn = density.sample(latents(1), 256)
+class Most(SampleRandom):
+    """Draws the largest number that is below 1."""
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return super().uniform(*shape, dtype=dtype).fill_(1).nextafter(torch.zeros((), dtype=dtype))
+
+
+def test_points_stay_in_their_leaf_whatever_is_drawn() -> None:
+    drawn = trained(8).sample(latents(1), 256, Most([0]))
     corners = (drawn.points * 256).floor()
     assert (corners <= 255).all()
     # On the edge of the next leaf the number would be whole.
