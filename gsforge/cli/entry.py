@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from gsforge.core.errors import GsforgeError
+from gsforge.training.errors import ConfigError, RepeatedError
 from gsforge.training.stopping import INTERRUPTED, PREEMPTION, forget_request, install_handlers
 
 LIGHTNING = {
@@ -32,7 +33,8 @@ OTHERS = {
     "report": ("gsforge.viewer.report", "write one HTML page about a run"),
 }
 GROUP = "gsforge.commands"
-USAGE_ERROR = 2
+USAGE_ERROR, FAILED_ALIKE = 2, 70
+_CODES = {argparse.ArgumentError: USAGE_ERROR, ConfigError: USAGE_ERROR, RepeatedError: FAILED_ALIKE}
 
 # What torch puts before the message of an error in a loader's worker process: the traceback there.
 _WORKER_TRACEBACK = re.compile(r"\ACaught \w+ in DataLoader worker process.*^[\w.]+Error: ", re.DOTALL | re.MULTILINE)
@@ -47,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; those of the process by default.
 
     Returns:
-        Exit code: 0 done, 1 the run failed, 2 the command or its configuration is wrong, 75 preempted (run the same
-        command again), 130 stopped by Ctrl-C.
+        Exit code: 0 done, 1 failed (another attempt may help), 2 the command or its configuration is wrong, 70 the same
+        error at the same step as in the attempt before, 71 nothing moved any more, 75 preempted (run the same command
+        again), 130 stopped by Ctrl-C.
     """
     # Torch's threads spin while they wait for each other. Where a loader's worker needs the same core, that makes a
     # training step several times slower; asleep they cost nothing.
@@ -82,7 +85,7 @@ def _run(name: str, arguments: list[str], debug: bool) -> int:
         if debug:
             raise
         _report(error)
-        return USAGE_ERROR if isinstance(error, argparse.ArgumentError) else 1
+        return next((code for kind, code in _CODES.items() if isinstance(error, kind)), 1)
 
 
 def _report(error: BaseException) -> None:

@@ -19,9 +19,11 @@ from gsforge.cli.explain import explain
 from gsforge.training.checkpoint_io import BackgroundCheckpointIO
 from gsforge.training.checkpoints import LastCheckpoints, check_architecture, initialise_from, progress_of
 from gsforge.training.config import RunConfig, run_config_text
+from gsforge.training.divergence import RankDivergence
 from gsforge.training.elastic import StepParts
-from gsforge.training.errors import ConfigError, StopRequested
+from gsforge.training.errors import ConfigError, RepeatedError, StopRequested
 from gsforge.training.evaluation import ResultWriter
+from gsforge.training.failures import FailureRecord, failed_alike
 from gsforge.training.guards import NonFiniteGuard, ScheduleGuard
 from gsforge.training.loggers import place_loggers
 from gsforge.training.media import ValidationPictures
@@ -31,6 +33,7 @@ from gsforge.training.step_rng import StepRng
 from gsforge.training.stopping import INTERRUPTED, exit_code
 from gsforge.training.strategies import register_strategies
 from gsforge.training.timing import StepTiming
+from gsforge.training.watchdog import Watchdog
 
 _EXPECTED_WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # a run that continues
@@ -87,8 +90,10 @@ class RunCLI(LightningCLI):
             default=None,
             help="Gaussians of an object that test and predict give, e.g. 65k, where the method has a choice.",
         )
+        parser.add_lightning_class_args(Watchdog, "hang")
         parser.add_lightning_class_args(LastCheckpoints, "checkpoint")
         parser.add_lightning_class_args(NonFiniteGuard, "guard")
+        parser.add_lightning_class_args(RankDivergence, "divergence")  # before timing: it is no waiting for data
         parser.add_lightning_class_args(ValidationPictures, "pictures")
         parser.add_lightning_class_args(StepTiming, "timing")
 
@@ -125,7 +130,7 @@ class RunCLI(LightningCLI):
             torch.set_num_threads(config.torch_threads)
         self.run_directory = RunDirectory(config.run_dir)
         text = run_config_text(self._parser(self.subcommand).dump(config, skip_unset=False))
-        attempt = self.run_directory.next_attempt()
+        self.attempt = attempt = self.run_directory.next_attempt()
         session = f"attempt_{attempt}" if self.subcommand == "fit" else str(self.subcommand)
         config.trainer.default_root_dir = str(self.run_directory.path)
         config.trainer.logger = place_loggers(config.trainer.logger, self.run_directory, session)
@@ -136,6 +141,7 @@ class RunCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [
             StepRng(config.seed_everything),
             StepParts(),
+            FailureRecord(attempt),
             RunConfig(self.run_directory, text, attempt),
             ResultWriter(),
             ScheduleGuard(),
@@ -165,7 +171,10 @@ class RunCLI(LightningCLI):
         register_strategies()
         configured = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = configured if isinstance(configured, list) else [configured]
-        return super().instantiate_trainer(plugins=[*plugins, BackgroundCheckpointIO()], **kwargs)
+        trainer = super().instantiate_trainer(plugins=[*plugins, BackgroundCheckpointIO()], **kwargs)
+        # The watchdog notes a move before the others do what may hang.
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Watchdog))  # type: ignore[attr-defined]
+        return trainer
 
     @staticmethod
     def configure_optimizers(lightning_module: LightningModule, optimizer: Any, lr_scheduler: Any = None) -> Any:
@@ -209,7 +218,15 @@ class RunCLI(LightningCLI):
             _say(f"starting from the weights of {source}")
         # Given the folder, the ranks choose together, and verify what they have chosen.
         resumed = run.checkpoints if checkpoint is not None and ckpt_path is None else checkpoint
-        self.trainer.fit(model, datamodule=datamodule, ckpt_path=resumed)
+        try:
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=resumed)
+        except Exception as error:
+            if (record := failed_alike(run.failures, self.attempt)) is None:
+                raise
+            raise RepeatedError(
+                f"{record['error']}. The attempt before ended with the same error at the same step {record['step']}, "
+                f"so another one will not help: see {run.failures}"
+            ) from error
         _say(f"finished at step {self.trainer.global_step}: {self.run_directory.path}")
 
     def validate(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 
@@ -61,6 +62,8 @@ class AdaptiveGradientClipping(Callback):
         if not parameters:  # a step that is skipped
             return
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        if isinstance(norm, DTensor):  # of sharded gradients
+            norm = norm.full_tensor()
         self._norms = self._norms.to(norm.device)
         limit = torch.full_like(norm, self.most)
         if self._seen >= self.window:

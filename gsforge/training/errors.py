@@ -15,6 +15,10 @@ class NonFiniteError(GsforgeError):
     """Too many training steps in a row gave a loss or gradient that is not finite."""
 
 
+class RepeatedError(GsforgeError):
+    """A run failed at the same step with the same error as in the attempt before."""
+
+
 class StopRequested(Exception):
     """A signal asked the run to stop; it was raised at a step boundary, after the checkpoint was saved.
 

@@ -21,6 +21,7 @@ class RunDirectory:
         self.test = self.path / "test"
         self.predict = self.path / "predict"
         self.bad_steps = self.path / "bad_steps.jsonl"
+        self.failures = self.path / "failures.jsonl"
 
     def configs(self) -> dict[int, Path]:
         """Attempt number -> configuration file: `config.yaml` of the first, `config.<attempt>.yaml` of later ones.

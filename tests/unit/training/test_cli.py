@@ -96,12 +96,12 @@ def test_run_dir_is_required(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_a_run_without_seed_is_refused(gsforge: Any, capsys: pytest.CaptureFixture) -> None:
-    assert gsforge("fit", "--seed_everything", "false") == 1
+    assert gsforge("fit", "--seed_everything", "false") == 2
     assert "whole number" in capsys.readouterr().err
 
 
 def test_what_lightning_refuses_is_one_message(gsforge: Any, capsys: pytest.CaptureFixture) -> None:
-    assert gsforge("fit", "--trainer.val_check_interval", "0.5") == 1
+    assert gsforge("fit", "--trainer.val_check_interval", "0.5") == 2
     errors = capsys.readouterr().err
     assert "val_check_interval" in errors
     assert "Traceback" not in errors
@@ -129,7 +129,7 @@ def test_a_number_of_gaussians_needs_a_number_and_a_method_with_a_choice(
     gsforge: Any, capfd: pytest.CaptureFixture
 ) -> None:
     assert gsforge("fit", "--trainer.max_steps", "1") == 0
-    assert gsforge("predict", "--gaussians", "many") == 1
+    assert gsforge("predict", "--gaussians", "many") == 2
     assert "expected a number such as 65536 or 65k, got 'many'" in capfd.readouterr().err
-    assert gsforge("predict", "--gaussians", "65k") == 1
+    assert gsforge("predict", "--gaussians", "65k") == 2
     assert "TinyModel has no choice of the number of Gaussians" in capfd.readouterr().err

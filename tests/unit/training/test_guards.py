@@ -33,7 +33,7 @@ def test_a_run_longer_than_its_schedule_is_refused_before_the_first_step(
     gsforge: Any, run_dir: Path, capfd: pytest.CaptureFixture
 ) -> None:
     schedule = "{class_path: torch.optim.lr_scheduler.OneCycleLR, init_args: {max_lr: 0.01, total_steps: 3}}"
-    assert gsforge("fit", "--lr_scheduler", schedule, "--trainer.max_steps", "4") == 1
+    assert gsforge("fit", "--lr_scheduler", schedule, "--trainer.max_steps", "4") == 2
     assert "trainer.max_steps is 4, but OneCycleLR ends after its total_steps 3" in capfd.readouterr().err
     assert not list(run_dir.glob("checkpoints/*"))
     assert gsforge("fit", "--lr_scheduler", schedule, "--trainer.max_steps", "3") == 0

@@ -97,9 +97,9 @@ def test_the_suffix_says_the_format(trained: Path, tmp_path: Path, capfd: pytest
     assert export("object.SPZ") == 0
     assert gzip.decompress((tmp_path / "object.SPZ").read_bytes()).startswith(b"NGSP")
     capfd.readouterr()
-    assert export("object.obj") == 1
+    assert export("object.obj") == 2
     assert "ends in .ply, .splat or .spz, got '.obj'" in capfd.readouterr().err
-    assert export("z.spz", "--up", "z") == 1
+    assert export("z.spz", "--up", "z") == 2
     assert "a .spz file has y up" in capfd.readouterr().err
     assert {file.name for file in tmp_path.iterdir()} >= {"object.splat", "object.SPZ"}
     assert not list(tmp_path.glob("*.obj")) + list(tmp_path.glob("z.*"))
@@ -108,7 +108,7 @@ def test_the_suffix_says_the_format(trained: Path, tmp_path: Path, capfd: pytest
 def test_export_says_what_is_missing(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     from gsforge.cli import main
 
-    assert main(["export", str(trained), "--out", str(tmp_path / "a.ply"), "--key", "tset_3"]) == 1
+    assert main(["export", str(trained), "--out", str(tmp_path / "a.ply"), "--key", "tset_3"]) == 2
     assert "closest: ['test_3'" in capfd.readouterr().err
     assert main(["export", str(tmp_path / "no_run"), "--out", str(tmp_path / "a.ply")]) == 1
     assert "no run directory" in capfd.readouterr().err
@@ -132,7 +132,7 @@ def test_export_takes_the_sets_that_are_there(
     assert main(["export", str(trained), "--out", str(ply)]) == 0
     assert "of val_0" in capfd.readouterr().out
     absent.add("validate")
-    assert main(["export", str(trained), "--out", str(ply)]) == 1
+    assert main(["export", str(trained), "--out", str(ply)]) == 2
     assert "none of the run's sets can be read: no test set was given" in capfd.readouterr().err
 
 
@@ -216,6 +216,6 @@ def test_methods_without_a_released_layout_say_so(
     gsforge: Any, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert gsforge("fit", "--trainer.max_steps", "1") == 0
-    assert main(["export", str(run_dir), "--weights", str(tmp_path / "w"), "--layout", "released"]) == 1
+    assert main(["export", str(run_dir), "--weights", str(tmp_path / "w"), "--layout", "released"]) == 2
     assert "TinyModel has no released layout" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
