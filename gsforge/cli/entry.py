@@ -31,6 +31,8 @@ LIGHTNING = {
 OTHERS = {
     "export": ("gsforge.cli.export", "write one object of a run as .ply, .splat or .spz, or the run's weights"),
     "report": ("gsforge.viewer.report", "write one HTML page about a run"),
+    "plan": ("gsforge.cli.plan", "tell memory, FLOPs, legal numbers of ranks and time of a training"),
+    "doctor": ("gsforge.cli.doctor", "check this machine, its disks and network, and say what to mend"),
 }
 GROUP = "gsforge.commands"
 USAGE_ERROR, FAILED_ALIKE = 2, 70
