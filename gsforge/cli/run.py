@@ -11,6 +11,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -171,6 +172,8 @@ class RunCLI(LightningCLI):
         register_strategies()
         configured = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = configured if isinstance(configured, list) else [configured]
+        if SLURMEnvironment.detect():  # its own requeueing saves inside a signal handler, where ranks deadlock
+            plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
         trainer = super().instantiate_trainer(plugins=[*plugins, BackgroundCheckpointIO()], **kwargs)
         # The watchdog notes a move before the others do what may hang.
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Watchdog))  # type: ignore[attr-defined]
