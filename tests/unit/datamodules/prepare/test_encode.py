@@ -146,7 +146,7 @@ def test_the_data_module_loads_them(latents):
     shapes = {"latent": (3, 16, 4), "image": (3, 3, 40, 40), "camera": (3, 5), "turns": (3,), "position": (3,)}
     batch = next(iter(data.train_dataloader()))
     assert {name: tuple(batch[name].shape) for name in shapes} == shapes
-    assert set(batch) == {*shapes, "key"}
+    assert set(batch) == {*shapes, "key", "random"}
     batch = next(iter(data.val_dataloader()))
     for number, key in enumerate(batch["key"]):
         camera = LatentRecord.read(store_of(latents).read(number)).conditions.cameras[0]
