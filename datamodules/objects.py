@@ -112,8 +112,8 @@ class ObjectsDataModule(ShardDataModule):
     `images` [B, V, 3, S, S] (straight colour), `alphas` and `depths` [B, V, 1, S, S] (depth 0: nothing there),
     `normals` [B, V, 3, S, S] (world; 0: nothing there), `world_to_camera` [B, V, 4, 4], `intrinsics` [B, V, 3, 3] in
     pixels, `random` (a seed of each, see `gsforge.core.random`), and `position` [B]: the sample's number in the run, or
-    in the set for evaluation. In evaluation on several ranks, position -1 marks a repeated object that fills a rank's last
-    batch and must not count.
+    in the set for evaluation. In evaluation on several ranks, position -1 marks a repeated object that fills a rank's
+    last batch and must not count.
 
     Args:
         train: folder or address (s3://, gs://, http://) of the training set, or a list of them.
