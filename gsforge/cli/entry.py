@@ -33,6 +33,7 @@ OTHERS = {
     "report": ("gsforge.viewer.report", "write one HTML page about a run"),
     "plan": ("gsforge.cli.plan", "tell memory, FLOPs, legal numbers of ranks and time of a training"),
     "doctor": ("gsforge.cli.doctor", "check this machine, its disks and network, and say what to mend"),
+    "submit": ("gsforge.cli.submit", "train on a SLURM cluster; the job is requeued until the run is done"),
 }
 GROUP = "gsforge.commands"
 USAGE_ERROR, FAILED_ALIKE = 2, 70
