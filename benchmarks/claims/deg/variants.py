@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gsforge.core.random import SampleRandom
 from gsforge.methods.deg.decoder import Expansion
 from gsforge.methods.deg.density import DensitySamples
 from gsforge.methods.deg.module import DeGVAE
@@ -30,9 +31,11 @@ class ReinforceVAE(SteppedVAE):
     The batch holds draws of one object.
     """
 
-    def decode(self, z_BMZ: Tensor, anchors: int) -> tuple[DensitySamples, Expansion]:
+    def decode(
+        self, z_BMZ: Tensor, anchors: int, random: SampleRandom | None = None
+    ) -> tuple[DensitySamples, Expansion]:
         """Draw anchors whose log-probability is kept for the loss, and hidden from contributions."""
-        drawn, expansion = super().decode(z_BMZ, anchors)
+        drawn, expansion = super().decode(z_BMZ, anchors, random)
         self._log_probability = drawn.log_probability
         return DensitySamples(drawn.points, drawn.log_probability.detach()), expansion
 

@@ -38,9 +38,9 @@ def test_sizes_that_cannot_be_built_are_refused(sizes: dict[str, float], message
         ("semantic_features.init_args.scals=[1]", "there is no option 'scals'; did you mean 'scales'?", 2),
         ("optimizer.init_args.lrr=1", "model (torch.optim.AdamW): there is no option 'lrr'; did you mean 'lr'?", 2),
         ("stage=appearence", "stage: Expected a typing.Literal['structure', 'appearance', 'refinement']", 2),
-        ("network.heads=5", "error: network.heads: 5 does not divide network.width 96", 1),
-        ("stage=appearance", "error: stage 'appearance' needs appearance_features", 1),
-        ("sampling.tokens=[5000]", "error: sampling.tokens: 5000 query points cannot be chosen from", 1),
+        ("network.heads=5", "error: network.heads: 5 does not divide network.width 96", 2),
+        ("stage=appearance", "error: stage 'appearance' needs appearance_features", 2),
+        ("sampling.tokens=[5000]", "error: sampling.tokens: 5000 query points cannot be chosen from", 2),
     ],
 )
 def test_a_mistake_in_the_configuration_is_one_message(
