@@ -50,6 +50,7 @@ class Watchdog(Callback):
         self._position = Position(0, "starting", 0, 0)
         self._started = False
         self._ended = threading.Event()
+        self.last_word = threading.Lock()
 
     # --- what the main thread notes
 
@@ -69,8 +70,12 @@ class Watchdog(Callback):
         self._ended.set()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Watch no longer: this rank is about to end."""
-        self._ended.set()
+        """Watch no longer: this rank is about to end.
+
+        Where a hang is being reported the error is that another rank has ended, and this one is about to, with 71.
+        """
+        with self.last_word:
+            self._ended.set()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note a move."""
@@ -181,7 +186,9 @@ class _Watch:
             still += passed
             limit = self.watchdog.limit(seen)
             if still > limit:
-                self.end(seen, still)
+                with self.watchdog.last_word:
+                    if not ended.is_set():
+                        self.end(seen, still)
             elif still > _NOTICE_AT * limit and not noticed:
                 noticed = True
                 _within(_GRACE, lambda: self.report.notify(self.watchdog.position, collectives_begun(), hung=False))

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 import time
 from typing import Any
 
@@ -58,6 +59,24 @@ class Sleep(_On):
 
     def act(self, module: Any, *arguments: Any) -> None:
         time.sleep(self.seconds)
+
+
+class SlowLogger(Callback):
+    """Takes long to write the last lines on one rank, when it is not the main thread that asks for them."""
+
+    def __init__(self, seconds: float, rank: int):
+        self.seconds, self.rank = seconds, rank
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        if trainer.global_rank == self.rank:
+            finish = trainer.loggers[0].finalize
+
+            def finish_slowly(status: str) -> None:
+                if threading.current_thread() is not threading.main_thread():
+                    time.sleep(self.seconds)
+                finish(status)
+
+            trainer.loggers[0].finalize = finish_slowly
 
 
 class Suspend(_On):

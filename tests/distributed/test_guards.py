@@ -86,7 +86,9 @@ def test_a_rank_that_hangs_is_named_and_all_end(toy_objects: Path, tmp_path: Pat
     limits = {"hang__timeout": 2.0, "hang__start_timeout": 60.0}
     started = time.monotonic()
     sleep = "faults.Sleep", {"hook": "on_train_batch_start", "seconds": 600.0, "step": 3, "rank": 1}
-    ended = fit(tmp_path, toy_objects, sleep, checkpoint__every_n_train_steps=2, **limits)
+    # Rank 0 waits for rank 1, and sees that it has ended before it ends itself.
+    slow = "faults.SlowLogger", {"seconds": 1.0, "rank": 0}
+    ended = fit(tmp_path, toy_objects, sleep, slow, checkpoint__every_n_train_steps=2, **limits)
     assert ended.codes == [HUNG, HUNG], ended.output
     assert time.monotonic() - started < 60
     for output in ended.output:
