@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Stands in for the program in tests of the requeue rules. CODES: how each attempt ends, such as "1 75 0".
 # "stop" waits for a stop signal; with "early" the second rank cannot listen to USR2 yet, and the first does not hear it.
-# A first rank that fails leaves the others running.
+# When the first rank fails, the second fails for that a second later, but with 71 it waits for ever.
 trap 'stopped=1' TERM USR2
 read -ra codes <<<"${CODES:?}"
 code=${codes[${SLURM_RESTART_COUNT:-0}]}
@@ -15,7 +15,11 @@ case $code.$SLURM_PROCID in
         echo "rank $SLURM_PROCID ends after the first"
         exit 0
         ;;
-    stop.* | *.[1-9]*) ;;
+    stop.* | 71.[1-9]*) ;;
+    *.[1-9]*)
+        sleep 1
+        exit 1
+        ;;
     *) exit "$code" ;;
 esac
 for _ in {1..300}; do
