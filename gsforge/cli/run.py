@@ -30,6 +30,7 @@ from gsforge.training.loggers import place_loggers
 from gsforge.training.media import ValidationPictures
 from gsforge.training.progress import ProgressLines, terminal_shows_bars
 from gsforge.training.run_directory import RunDirectory
+from gsforge.training.safe_loggers import make_safe
 from gsforge.training.step_rng import StepRng
 from gsforge.training.stopping import INTERRUPTED, exit_code
 from gsforge.training.strategies import register_strategies
@@ -167,7 +168,7 @@ class RunCLI(LightningCLI):
             **kwargs: passed on to Lightning.
 
         Returns:
-            The trainer, with the configured plugins and ours for checkpoints.
+            The trainer, with the configured plugins and ours for checkpoints, and with loggers that cannot end it.
         """
         register_strategies()
         configured = self._get(self.config_init, "trainer").get("plugins") or []
@@ -175,6 +176,8 @@ class RunCLI(LightningCLI):
         if SLURMEnvironment.detect():  # its own requeueing saves inside a signal handler, where ranks deadlock
             plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
         trainer = super().instantiate_trainer(plugins=[*plugins, BackgroundCheckpointIO()], **kwargs)
+        for logger in trainer.loggers:
+            make_safe(logger)
         # The watchdog notes a move before the others do what may hang.
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Watchdog))  # type: ignore[attr-defined]
         return trainer

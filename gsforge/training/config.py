@@ -1,16 +1,19 @@
 """Keeps the configuration of every attempt, and shows what changed since the one before."""
 
+import contextlib
 import difflib
+import json
 import re
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.syntax import Syntax
 
 from gsforge.core.files import write_text
+from gsforge.training.provenance import provenance
 from gsforge.training.run_directory import RunDirectory
+from gsforge.training.safe_loggers import SafeTensorBoardLogger, SafeWandbLogger
 
 # Options of one command rather than of the run.
 _COMMAND_OPTIONS = ("ckpt_path", "weights_only", "verbose", "return_predictions", "config")
@@ -23,6 +26,9 @@ _SCHEDULE_NOTE = (
 
 class RunConfig(Callback):
     """Writes `config.yaml`, and `config.<attempt>.yaml` with a printed difference when it changed.
+
+    `attempts.jsonl` gets a line for each attempt: where and when it ran, and with which code. TensorBoard and W&B get
+    both.
 
     Args:
         run: the run's directory.
@@ -50,9 +56,12 @@ class RunConfig(Callback):
             if self.run.last_checkpoint() and re.search(r"optimizer|lr_scheduler", difference):
                 console.print(_SCHEDULE_NOTE, highlight=False)
             write_text(self.run.path / f"config.{self.attempt}.yaml", self.text)
+        origin = {"attempt": self.attempt, **provenance(), "ranks": trainer.world_size}
+        with contextlib.suppress(OSError), self.run.attempts.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(origin) + "\n")
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(yaml.safe_load(self.text))
+            if isinstance(logger, SafeTensorBoardLogger | SafeWandbLogger):
+                logger.log_config({**yaml.safe_load(self.text), "attempt": origin})
 
 
 def run_config_text(dumped: str) -> str:

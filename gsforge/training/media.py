@@ -5,30 +5,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
+from gsforge.core.files import atomic_file
 from gsforge.core.reconstruction import RENDER, TRUTH, Reconstruction
+from gsforge.render.turntable import draw_turntable
+from gsforge.render.types import RenderSettings
 from gsforge.training.checkpoints import step_of
 from gsforge.training.run_directory import RunDirectory
+from gsforge.training.safe_loggers import SafeTensorBoardLogger
 
 _COMPARED = (TRUTH, RENDER)
+_SIZE, _MILLISECONDS = 128, 120
 
 
 class ValidationPictures(Callback):
     """Writes and logs the pictures of the first few validation samples.
 
-    Files go to `validation/step_<n>/<key>.<picture>.png`; TensorBoard and W&B get ground truth above render as one
-    picture, and each further picture by its name.
+    Files go to `validation/step_<n>/<key>.<picture>.png`, and the Gaussians, turning once, to `<key>.turntable.gif`.
+    TensorBoard and W&B get ground truth above render as one picture, each further picture by its name, and the
+    turntable.
 
     Args:
         samples: how many samples; the same ones at every validation.
+        turntable: frames of a turntable; 0: none.
     """
 
-    def __init__(self, samples: int = 4):
-        self.samples = samples
+    def __init__(self, samples: int = 4, turntable: NonNegativeInt = 16):
+        self.samples, self.turntable = samples, turntable
         self._seen = 0
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,16 +56,29 @@ class ValidationPictures(Callback):
         """Draw the samples of this batch that are still wanted."""
         if not isinstance(outputs, Reconstruction) or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        step = step_of(trainer)
-        folder = RunDirectory(trainer.default_root_dir).validation / f"step_{step}"
         wanted = min(len(outputs.keys), self.samples - self._seen)
         for index in range(wanted):
-            strips = {name: picture_strip(images[index]) for name, images in outputs.images.items()}
-            write_strips(folder, outputs.keys[index], strips)
-            for logger in trainer.loggers:
-                for name, picture in _compared(strips).items():
-                    _log_picture(logger, f"validation/{outputs.keys[index]}/{name}", picture, step)
+            try:
+                self._show(trainer, getattr(pl_module, "render", None) or RenderSettings(), outputs, index)
+            except OSError as error:  # a full disk ends a run when it has to be saved, not for a picture
+                rank_zero_warn(f"{outputs.keys[index]} is not shown: {error}")
         self._seen += max(wanted, 0)
+
+    def _show(self, trainer: Trainer, settings: RenderSettings, outputs: Reconstruction, index: int) -> None:
+        step, key = step_of(trainer), outputs.keys[index]
+        folder = RunDirectory(trainer.default_root_dir).validation / f"step_{step}"
+        strips = {name: picture_strip(images[index]) for name, images in outputs.images.items()}
+        write_strips(folder, key, strips)
+        turning = folder / f"{key}.turntable.gif"
+        if outputs.gaussians is not None and self.turntable:
+            write_turntable(turning, draw_turntable(outputs.gaussians[index], self.turntable, _SIZE, settings))
+        for logger in trainer.loggers:
+            if not isinstance(logger, SafeTensorBoardLogger | WandbLogger):
+                continue
+            for name, picture in _compared(strips).items():
+                logger.log_image(f"validation/{key}/{name}", [to_pil_image(picture)], step=step)
+            if turning.exists():
+                logger.log_video(f"validation/{key}/turntable", [str(turning)], step=step)
 
 
 def picture_strip(views: Tensor) -> Tensor:
@@ -87,6 +109,18 @@ def write_strips(folder: Path, key: str, strips: dict[str, Tensor]) -> None:
         to_pil_image(strip).save(folder / f"{file_name(key)}.{file_name(name.replace(' ', '_'))}.png")
 
 
+def write_turntable(path: Path, frames: Tensor) -> None:
+    """Write frames as an animated GIF file that turns for ever.
+
+    Args:
+        path: the file.
+        frames: [N, 3, H, W] in [0, 1].
+    """
+    first, *others = [to_pil_image(frame) for frame in frames.cpu()]
+    with atomic_file(path) as stream:
+        first.save(stream, "GIF", save_all=True, append_images=others, duration=_MILLISECONDS, loop=0)
+
+
 def file_name(key: str) -> str:
     """The key itself, checked to be a plain file name.
 
@@ -111,10 +145,3 @@ def _compared(strips: dict[str, Tensor]) -> dict[str, Tensor]:
         return strips
     rest = {name: strip for name, strip in strips.items() if name not in _COMPARED}
     return {"ground truth and render": torch.cat([strips[name] for name in _COMPARED], dim=-2), **rest}
-
-
-def _log_picture(logger: object, name: str, picture: Tensor, step: int) -> None:
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(name, picture, global_step=step)
-    elif isinstance(logger, WandbLogger):
-        logger.log_image(name, [to_pil_image(picture)], step=step)

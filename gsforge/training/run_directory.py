@@ -22,6 +22,8 @@ class RunDirectory:
         self.predict = self.path / "predict"
         self.bad_steps = self.path / "bad_steps.jsonl"
         self.failures = self.path / "failures.jsonl"
+        self.attempts = self.path / "attempts.jsonl"
+        self.wandb_id = self.logs / "wandb_id.txt"
 
     def configs(self) -> dict[int, Path]:
         """Attempt number -> configuration file: `config.yaml` of the first, `config.<attempt>.yaml` of later ones.

@@ -7,15 +7,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, UnidentifiedImageError
+from torchvision.transforms.functional import to_pil_image
 
-from gsforge.core.cameras import cameras_around, turntable
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.ply import load_ply
-from gsforge.render import RenderSettings, rasterize
+from gsforge.render import RenderSettings
+from gsforge.render.turntable import draw_turntable
 
-_FOV, _RADIUS = math.radians(40), 1.9
 _SHEET_COLUMNS = 6
 
 
@@ -125,7 +124,6 @@ def render_turntable(path: Path, frames: int, size: int, settings: RenderSetting
     return turntable_sheet(path.stem, turntable_frames(scene, frames, size, settings), scene.count)
 
 
-@torch.no_grad()
 def turntable_frames(scene: Gaussians, count: int, size: int, settings: RenderSettings) -> list[Image.Image]:
     """Draw Gaussians from all around.
 
@@ -138,16 +136,7 @@ def turntable_frames(scene: Gaussians, count: int, size: int, settings: RenderSe
     Returns:
         The frames.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scene = scene.to(device)
-    cameras = cameras_around(turntable(count), _RADIUS * _extent(scene), _FOV, size).to(device)
-    frames = []
-    for index in range(count):
-        camera = cameras.map(lambda matrices, i=index: matrices[i : i + 1])  # type: ignore[misc]
-        picture = rasterize(scene, camera, settings=settings).rgb[0].clamp(0, 1)
-        pixels = (picture.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
-        frames.append(Image.fromarray(pixels))
-    return frames
+    return [to_pil_image(frame) for frame in draw_turntable(scene, count, size, settings).cpu()]
 
 
 def turntable_sheet(key: str, frames: list[Image.Image], gaussians: int) -> Turntable:
@@ -168,9 +157,3 @@ def turntable_sheet(key: str, frames: list[Image.Image], gaussians: int) -> Turn
     for index, frame in enumerate(frames):
         sheet.paste(frame, (index % columns * width, index // columns * height))
     return Turntable(key, webp_uri(sheet, quality=82), columns, rows, len(frames), gaussians)
-
-
-def _extent(scene: Gaussians) -> float:
-    # An object fills the unit cube; a scene in metres is brought into view by its spread, outliers aside.
-    reach = scene.means.norm(dim=-1).quantile(0.98) if scene.count < 1 << 24 else scene.means.norm(dim=-1).max()
-    return max(1.0, float(reach) / 0.6)

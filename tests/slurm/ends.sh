@@ -5,7 +5,7 @@
 trap 'stopped=1' TERM USR2
 read -ra codes <<<"${CODES:?}"
 code=${codes[${SLURM_RESTART_COUNT:-0}]}
-echo "attempt $((${SLURM_RESTART_COUNT:-0} + 1)) rank $SLURM_PROCID meets at $MASTER_ADDR:$MASTER_PORT with $*"
+echo "attempt $((${SLURM_RESTART_COUNT:-0} + 1)) rank $SLURM_PROCID meets at $MASTER_ADDR:$MASTER_PORT in group ${WANDB_RUN_GROUP:-none} with $*"
 case $code.$SLURM_PROCID in
     early.0) trap '' USR2 ;;
     early.*) trap - USR2 ;;

@@ -80,6 +80,7 @@ def test_each_task_of_an_array_has_its_line_and_its_attempts(submit: Submitter, 
         assert [line.split(" ", 2)[2] for line in job.attempts()] == [STARTED, "stopped and saved", STARTED, "done"]
         started = [line for line in job.text().splitlines() if "meets at" in line]
         assert len(started) == 4
+        assert all(f" in group scenes-{job.number.split('_')[0]} " in line for line in started)
         assert all(line.endswith(f"--trainer.devices=1 --trainer.num_nodes=2 {own}") for line in started)
 
 

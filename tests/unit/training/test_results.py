@@ -17,7 +17,6 @@ from gsforge.core.ply import load_ply
 from gsforge.core.weights import load_weights
 from gsforge.training.config import config_difference
 from gsforge.training.errors import ConfigError
-from gsforge.training.loggers import wandb_run_id
 from gsforge.training.media import file_name, picture_strip
 from gsforge.training.run_directory import RunDirectory
 
@@ -30,11 +29,16 @@ def trained(gsforge: Any, run_dir: Path) -> Path:
 
 def test_validation_pictures(trained: Path) -> None:
     files = {path.name for path in (trained / "validation" / "step_4").iterdir()}
-    assert files == {f"val_{n}.{name}.png" for n in range(4) for name in ("ground_truth", "render", "density")}
+    names = ("ground_truth.png", "render.png", "density.png", "turntable.gif")
+    assert files == {f"val_{n}.{name}" for n in range(4) for name in names}
+    with Image.open(trained / "validation" / "step_4" / "val_0.turntable.gif") as turning:
+        assert (turning.n_frames, turning.size) == (16, (128, 128))
     assert Image.open(trained / "validation" / "step_8" / "val_0.render.png").size == (10, 6)
     events = EventAccumulator(str(trained / "logs" / "tensorboard"), size_guidance={"images": 0}).Reload()
     assert [event.step for event in events.Images("validation/val_0/ground truth and render")] == [4, 8]
     assert events.Images("validation/val_0/density")
+    shown = events.Images("validation/val_0/turntable")[1].encoded_image_string
+    assert shown == (trained / "validation" / "step_8" / "val_0.turntable.gif").read_bytes()
 
 
 def test_logged_values(trained: Path) -> None:
@@ -165,24 +169,6 @@ def test_difference_names_the_full_key() -> None:
     old, new = "a: {b: 1, c: [1, 2]}\nd: [{e: 1}]", "a: {b: 2, c: [1, 2]}\nd: [{e: 1}, {e: 2}]"
     assert config_difference(old, new).splitlines() == ["-a.b: 1", "+a.b: 2", "+d.1.e: 2"]
     assert config_difference(old, old) == ""
-
-
-def test_wandb_runs_offline_below_the_run_directory(
-    gsforge: Any, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    logger = "{class_path: lightning.pytorch.loggers.WandbLogger, init_args: {save_dir: logs, project: gsforge}}"
-    assert gsforge("fit", f"--trainer.logger=[{logger}]") == 0
-    (folder,) = (run_dir / "logs" / "wandb").glob("offline-run-*")
-    assert folder.name.endswith(wandb_run_id(RunDirectory(run_dir)))
-    assert list(folder.rglob("*.wandb"))
-    assert list(folder.rglob("*.png"))
-
-
-def test_wandb_run_id_follows_the_run_directory(tmp_path: Path) -> None:
-    ids = {wandb_run_id(RunDirectory(tmp_path / name)) for name in ("a b", "a b/../a b", "c")}
-    assert len(ids) == 2
 
 
 def test_pictures_stand_side_by_side() -> None:
