@@ -12,9 +12,9 @@ with a few objects and training steps, without that demand.
 
 import argparse
 import json
+import os
 import shlex
 import signal
-import subprocess
 import sys
 import tarfile
 import time
@@ -26,6 +26,8 @@ import yaml
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
+
+from benchmarks import processes
 
 TRAINER = "configs/trainer/cpu.yaml"
 INTERRUPTED = 130
@@ -149,15 +151,15 @@ class Demo:
         Raises:
             SystemExit: if the training fails.
         """
-        process = subprocess.Popen(self.gsforge_command(f"fit {self.options(STAGES[1])}"))
-        while process.poll() is None and self.progress(STAGES[1]) < 0.5:
+        process = processes.start(self.gsforge_command(f"fit {self.options(STAGES[1])}"))
+        while process.is_alive() and self.progress(STAGES[1]) < 0.5:
             time.sleep(0.5)
-        if process.poll() is None:
+        if process.is_alive() and process.pid:
             self.console.print("[bold yellow]Ctrl-C[/]")
-            process.send_signal(signal.SIGINT)
-        code = process.wait()
-        if code not in (0, INTERRUPTED):
-            raise SystemExit(f"the interrupted training ended with exit code {code}")
+            os.kill(process.pid, signal.SIGINT)
+        process.join()
+        if process.exitcode not in (0, INTERRUPTED):
+            raise SystemExit(f"the interrupted training ended with exit code {process.exitcode}")
 
     def test(self, config: str) -> None:
         """Metrics, pictures and .ply files of the held-out objects.
@@ -243,10 +245,10 @@ class Demo:
             arguments: the words after `gsforge`, as typed in a shell.
 
         Returns:
-            Program and arguments for `subprocess`.
+            Arguments of the program.
         """
         self.console.print(f"[bold green]$ gsforge[/] {arguments}")
-        return [str(Path(sys.executable).with_name("gsforge")), *shlex.split(arguments)]
+        return shlex.split(arguments)
 
     def gsforge(self, arguments: str) -> None:
         """Run a command to its end.
@@ -257,7 +259,7 @@ class Demo:
         Raises:
             SystemExit: if the command fails.
         """
-        code = subprocess.run(self.gsforge_command(arguments)).returncode
+        code = processes.run(self.gsforge_command(arguments))
         if code:
             raise SystemExit(f"`gsforge {arguments}` ended with exit code {code}")
 

@@ -4,8 +4,6 @@ import csv
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.processes import start
 from gsforge.cli import main
 from gsforge.cli.export import export_scene
 from gsforge.core.cameras import cameras_around, sphere_hammersley
@@ -67,31 +66,32 @@ def test_the_loss_falls(trained: Path) -> None:
     assert sum(values[-6:]) < 0.97 * sum(values[:6]), values
 
 
-def kill_at_random(command: list[str], run_dir: Path, random: Random) -> None:
+def kill_at_random(arguments: list[str], run_dir: Path, random: Random) -> None:
     """Start a training, and kill it at a random time some checkpoints later: within a step, or while it saves."""
     last = run_dir / "checkpoints" / "last.ckpt"
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+    log = run_dir.with_suffix(".log")
+    process = start(arguments, log)
     deadline, wanted = time.monotonic() + 300, random.randint(1, 4)
     saves = [(last.stat().st_mtime_ns if last.exists() else 0, time.monotonic())]
     while len(saves) <= wanted:
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+        assert process.is_alive(), log.read_text()
         assert time.monotonic() < deadline, "no checkpoint in time"
         if last.exists() and (written := last.stat().st_mtime_ns) != saves[-1][0]:
             saves.append((written, time.monotonic()))
         time.sleep(0.01)
     pace = saves[-1][1] - saves[-2][1] if wanted > 1 else 0.2
     time.sleep(random.uniform(0, pace))
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it ended before it was killed"
 
 
 def test_killed_at_random_steps_and_resumed_equals_uninterrupted(toy_run: ToyRun, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(["fit", *toy_run.options(whole, STEPS)]) == 0
-    command = [str(Path(sys.executable).with_name("gsforge")), "fit", *toy_run.options(killed, STEPS)]
     random = Random()  # another time each run; timing alone would make it so
     for _ in range(KILLS):
-        kill_at_random(command, killed, random)
+        kill_at_random(["fit", *toy_run.options(killed, STEPS)], killed, random)
     before = checkpoint(killed)["global_step"]
     assert before < STEPS, "killed too late to show anything"
     assert main(["fit", *toy_run.options(killed, STEPS)]) == 0

@@ -1,7 +1,5 @@
-"""Runs `gsforge` on several ranks of this machine, forked from one process that has imported everything already."""
+"""Runs `gsforge` on several ranks of this machine."""
 
-import multiprocessing
-import os
 import socket
 import sys
 import time
@@ -9,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_PRELOADED = ["gsforge.cli.run", "gsforge.training.strategies", "datamodules.objects", "small"]
+from benchmarks.processes import start
+
 HERE = Path(__file__).parent
 
 
@@ -45,18 +44,16 @@ def run_ranks(arguments: Sequence[str], ranks: int, logs: Path, timeout: float =
     """
     if str(HERE) not in sys.path:
         sys.path.insert(0, str(HERE))  # for `class_path: small...`, here and in the forked processes
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        common = {"WORLD_SIZE": ranks, "NODE_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
     logs.mkdir(parents=True, exist_ok=True)
     files = [logs / f"rank_{rank}.txt" for rank in range(ranks)]
-    processes = [
-        context.Process(target=_rank, args=(list(arguments), rank, ranks, port, files[rank])) for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
+    processes = []
+    for rank, file in enumerate(files):
+        file.unlink(missing_ok=True)
+        names = {**common, "LOCAL_RANK": rank} if ranks > 1 else {}
+        processes.append(start(arguments, file, {name: str(value) for name, value in names.items()}))
     deadline = time.monotonic() + timeout
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
@@ -66,16 +63,3 @@ def run_ranks(arguments: Sequence[str], ranks: int, logs: Path, timeout: float =
         elif process.exitcode not in (0, 75):  # a launcher ends the others when one has failed
             deadline = min(deadline, time.monotonic() + 4)
     return Ended([process.exitcode or 0 for process in processes], [file.read_text() for file in files])
-
-
-def _rank(arguments: list[str], rank: int, ranks: int, port: int, log: Path) -> None:
-    with log.open("w") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-    names = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    if ranks > 1:
-        os.environ |= {name: str(value) for name, value in names.items()}
-    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as in a process that was not forked
-    from gsforge.cli import main
-
-    sys.exit(main(arguments))

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.distributed.ranks import Ended, run_ranks
+
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"
 STEPS, BATCH, STOP_AT = 6, 2, 3
@@ -47,24 +49,20 @@ class Run:
     folder: Path
     data: Path
 
-    def fit(self, ranks: int, **recorder: int) -> subprocess.CompletedProcess[str]:
-        """Run `gsforge fit` as a user does, on some ranks; `recorder` tells when to stop."""
+    def arguments(self, ranks: int, **recorder: int) -> list[str]:
+        """Of a training on some ranks; `recorder` tells when to stop."""
         options: dict[str, Any] = SMALL | {"run_dir": self.folder / "run", "trainer.devices": ranks}
         options |= {f"data.init_args.{split}": self.data for split in ("train", "val", "test")}
         if ranks > 1:
             options["trainer.strategy"] = "ddp"
         callback = {"class_path": "recorder.Recorder", "init_args": {"folder": str(self.folder), **recorder}}
-        program = str(Path(sys.executable).with_name("gsforge"))
         files = ["--config", str(CONFIGS / "deg" / "vae_toy.yaml"), "--config", str(CONFIGS / "trainer" / "cpu.yaml")]
         values = [f"--{key}={value}" for key, value in options.items()]
-        return subprocess.run(
-            [program, "fit", *files, *values, f"--trainer.callbacks+={json.dumps(callback)}"],
-            env=os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        return ["fit", *files, *values, f"--trainer.callbacks+={json.dumps(callback)}"]
+
+    def fit(self, ranks: int) -> Ended:
+        """Train on ranks that a launcher starts."""
+        return run_ranks(self.arguments(ranks), ranks, self.folder / "out")
 
     def records(self, rank: int = 0) -> list[dict[str, Any]]:
         """What a rank noted, over all attempts."""
@@ -90,32 +88,39 @@ def alone(toy_objects: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of one process."""
     run = Run(tmp_path_factory.mktemp("alone"), toy_objects)
     done = run.fit(ranks=1)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.output
     return run
 
 
 def test_two_ranks_share_the_batches_of_one(alone: Run, toy_objects: Path, tmp_path: Path) -> None:
     run = Run(tmp_path, toy_objects)
     done = run.fit(ranks=2)
-    assert done.returncode == 0, done.stderr
+    assert done.codes == [0, 0], done.output
     for rank in range(2):
         assert [record["positions"] for record in run.records(rank)] == [[BATCH * step + rank] for step in range(STEPS)]
         assert all(math.isfinite(record["loss"]) for record in run.records(rank))
     assert run.samples() == alone.samples()
     assert run.checkpoint()["global_step"] == STEPS
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in "".join(done.output)
 
 
 def test_a_run_of_two_ranks_stops_and_continues_on_one(alone: Run, toy_objects: Path, tmp_path: Path) -> None:
     run = Run(tmp_path, toy_objects)
-    stopped = run.fit(ranks=2, stop_at=STOP_AT, stop_rank=1)
+    stopped = subprocess.run(  # as a user does, without a launcher
+        [Path(sys.executable).with_name("gsforge"), *run.arguments(ranks=2, stop_at=STOP_AT, stop_rank=1)],
+        env=os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert stopped.returncode == PREEMPTED, stopped.stderr
     assert stopped.stderr.count("Run the same command again") == 1
     assert run.checkpoint()["global_step"] == STOP_AT + 1
     before = run.checkpoint()["state_dict"]
     continued = run.fit(ranks=1)
-    assert continued.returncode == 0, continued.stderr
-    assert f"at step {STOP_AT + 1}" in continued.stderr
+    assert continued.code == 0, continued.output
+    assert f"at step {STOP_AT + 1}" in continued.output[0]
     assert [record["step"] for record in run.records(0)] == list(range(STEPS))
     assert run.samples() == alone.samples()
     after = run.checkpoint()["state_dict"]
