@@ -2,11 +2,16 @@
 
 import multiprocessing
 import os
+import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+PREEMPTED = 75
+GRACE = 4.0  # seconds that ranks have when another one has failed
 _PRELOADED = [
     "gsforge.cli.run",
     "gsforge.training.strategies",
@@ -50,6 +55,57 @@ def run(arguments: Sequence[str], log: Path | None = None, variables: Mapping[st
     process = start(arguments, log, variables)
     process.join()
     return process.exitcode or 0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the ranks of a run ended.
+
+    Attributes:
+        codes: exit code of each rank; -9 when it was killed.
+        output: what each wrote.
+    """
+
+    codes: list[int]
+    output: list[str]
+
+    @property
+    def code(self) -> int:
+        """Exit code of the first rank."""
+        return self.codes[0]
+
+
+def run_ranks(arguments: Sequence[str], ranks: int, logs: Path, timeout: float = 120) -> Ended:
+    """Run a command on some ranks, as a launcher does.
+
+    Args:
+        arguments: what follows `gsforge`.
+        ranks: number of processes.
+        logs: folder for what they write.
+        timeout: seconds after which they are killed.
+
+    Returns:
+        How they ended.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {"WORLD_SIZE": ranks, "NODE_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+    logs.mkdir(parents=True, exist_ok=True)
+    files = [logs / f"rank_{rank}.txt" for rank in range(ranks)]
+    processes = []
+    for rank, file in enumerate(files):
+        file.unlink(missing_ok=True)
+        names = {**common, "LOCAL_RANK": rank} if ranks > 1 else {}
+        processes.append(start(arguments, file, {name: str(value) for name, value in names.items()}))
+    deadline = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+        elif process.exitcode not in (0, PREEMPTED):  # a launcher ends the others when one has failed
+            deadline = min(deadline, time.monotonic() + GRACE)
+    return Ended([process.exitcode or 0 for process in processes], [file.read_text() for file in files])
 
 
 def _command(arguments: list[str], log: Path | None, environment: dict[str, str]) -> None:

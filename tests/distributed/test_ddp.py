@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.ranks import Ended, run_ranks
+from benchmarks.processes import Ended, run_ranks
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"

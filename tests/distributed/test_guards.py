@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.processes import Ended, run_ranks
 from gsforge.training.bundles import load_bundle
-from tests.distributed.ranks import HERE, Ended, run_ranks
 
+HERE = Path(__file__).parent
 TRAINER = HERE.parents[1] / "configs" / "trainer" / "cpu.yaml"
 EVERY_STEP = {"divergence__every_n_steps": 1}
 HUNG = 71

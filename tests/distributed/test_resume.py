@@ -2,23 +2,21 @@
 
 import csv
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.processes import Ended, run_ranks
 from gsforge.training.checkpoint_files import read_checkpoint, verify_checkpoint
 from gsforge.training.errors import CheckpointError
 from gsforge.training.run_directory import RunDirectory
-from tests.distributed.ranks import HERE, Ended, run_ranks
 
-sys.path.insert(0, str(HERE))
-import small
-
+HERE = Path(__file__).parent
 TRAINER = HERE.parents[1] / "configs" / "trainer" / "cpu.yaml"
 STRATEGIES = {"one": "auto", "ddp": "ddp", "sharded": "sharded"}
 EMA = "--trainer.callbacks+={class_path: gsforge.training.averaging.EMA, init_args: {decay: 0.9}}"
