@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from lightning import LightningModule
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from gsforge.core.gaussians import Gaussians
 from gsforge.core.random import SampleRandom
@@ -70,6 +71,22 @@ class GaussianVAE(LightningModule):
         )
         self.density = OctreeDensity(network)
         self.decoder = None if stage == "structure" else AttributeDecoder(network)
+
+    def configure_model(self) -> None:
+        """Shard the networks over the ranks where the strategy does (FSDP2); Lightning may call it twice.
+
+        Blocks of encoder and decoder gather their weights when they run. The density, whose blocks run once for each
+        level of the octree, is one unit.
+        """
+        if self.device_mesh is None or isinstance(self.density, FSDPModule):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        blocks = [*self.encoder.blocks, *([] if self.decoder is None else self.decoder.blocks)]
+        networks = [self.encoder, self.density, *([] if self.decoder is None else [self.decoder])]
+        for unit in (*blocks, *networks):
+            fully_shard(unit, mesh=mesh)
+        for method in ("structural_loss", "sample"):
+            register_fsdp_forward_method(self.density, method)
 
     def _check(self, appearance_features: FeatureExtractor | None) -> None:
         sampling = self.sampling
