@@ -47,6 +47,7 @@ SMALLEST = {
     "data.init_args.eval_views": 3,
     "data.init_args.points": 128,
     "data.init_args.batch_size": 2,
+    "data.init_args.max_unreadable": 0,  # rather than replace what is damaged by other objects
 }
 AVERAGES = {"class_path": "gsforge.training.averaging.EMA", "init_args": {"decay": 0.9}}
 
