@@ -1,6 +1,7 @@
 """Attribute decoder of the DeG VAE: density samples to Gaussians by local expansion."""
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -100,6 +101,11 @@ class AttributeDecoder(nn.Module):
         spread = (2 * hammersley(self.per_anchor, 3) - 1) / 1.5
         self.register_buffer("hammersley_logits", spread.atanh().float(), persistent=False)
         self.register_buffer("identity", torch.tensor([1.0, 0.0, 0.0, 0.0]), persistent=False)
+
+    @property
+    def units(self) -> Iterable[nn.Module]:
+        """The blocks: what is sharded one by one."""
+        return self.blocks
 
     def forward(self, anchors: Tensor, z_BMZ: Tensor) -> Expansion:
         """Decode anchors.

@@ -1,6 +1,7 @@
 """Learned octree density of the DeG VAE: teacher-forced likelihood and systematic sampling."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +99,11 @@ class OctreeDensity(nn.Module):
             nn.init.zeros_(zero.bias)
         with torch.no_grad():
             self.to_modulation.bias.view(6, width)[_GATES] = config.initial_gate
+
+    @property
+    def units(self) -> Iterable[nn.Module]:
+        """Nothing: its blocks run once for each level of the octree, so all weights are gathered at once."""
+        return ()
 
     def child_log_probabilities(self, codes: Tensor, level: int, z_BMZ: Tensor) -> Tensor:
         """Log-probabilities of the eight children of cells.

@@ -1,5 +1,7 @@
 """Set encoder of the DeG VAE: surface points with image features to latent tokens."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -158,6 +160,11 @@ class SetEncoder(nn.Module):
             for block in blocks:
                 block.quieten(0.1)
             self._start_from_positions()
+
+    @property
+    def units(self) -> Iterable[nn.Module]:
+        """The blocks: what is sharded one by one."""
+        return self.blocks
 
     @torch.no_grad()
     def _start_from_positions(self, samples: int = 4096) -> None:

@@ -73,18 +73,15 @@ class GaussianVAE(LightningModule):
         self.decoder = None if stage == "structure" else AttributeDecoder(network)
 
     def configure_model(self) -> None:
-        """Shard the networks over the ranks where the strategy does (FSDP2); Lightning may call it twice.
-
-        Blocks of encoder and decoder gather their weights when they run. The density, whose blocks run once for each
-        level of the octree, is one unit.
-        """
+        """Shard the networks over the ranks where the strategy does (FSDP2); Lightning may call it twice."""
         if self.device_mesh is None or isinstance(self.density, FSDPModule):
             return
-        mesh = self.device_mesh["data_parallel"]
-        blocks = [*self.encoder.blocks, *([] if self.decoder is None else self.decoder.blocks)]
-        networks = [self.encoder, self.density, *([] if self.decoder is None else [self.decoder])]
-        for unit in (*blocks, *networks):
-            fully_shard(unit, mesh=mesh)
+        networks: list[SetEncoder | OctreeDensity | AttributeDecoder] = [self.encoder, self.density]
+        if self.decoder is not None:
+            networks.append(self.decoder)
+        for network in networks:
+            for unit in (*network.units, network):
+                fully_shard(unit, mesh=self.device_mesh["data_parallel"])
         for method in ("structural_loss", "sample"):
             register_fsdp_forward_method(self.density, method)
 
