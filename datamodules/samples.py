@@ -2,11 +2,12 @@
 
 import io
 import json
+import re
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -38,6 +39,7 @@ def _decode_arrays(content: bytes) -> dict[str, np.ndarray]:
 
 Record = TypeVar("Record")
 
+_OCTAL = re.compile(rb"[0-7]+")
 _TRIED = 10  # samples, to find one that can be used
 
 # The only formats that are ever read from a shard. None of them can run code.
@@ -138,19 +140,45 @@ def parse_members(key: str, source: str, extent: bytes) -> Members:
             (a pickle, for example); nothing is decoded then.
     """
     members = Members(key, source, content := {})
+    plain = _plain_files(extent)
     try:
-        with tarfile.open(fileobj=io.BytesIO(extent), mode="r:") as archive:
-            for info in archive:
-                owner, _, name = info.name.partition(".")
-                if owner != key or not info.isreg():
-                    raise members.error(f"unexpected tar entry {info.name!r}")
-                if name.rpartition(".")[2] not in DECODERS:
-                    raise members.error(f"member {name!r} is refused: only {', '.join(DECODERS)} are read")
-                stream = archive.extractfile(info)
-                content[name] = stream.read() if stream is not None else b""
+        for name, regular, data in _any_files(extent) if plain is None else plain:
+            owner, _, member = name.partition(".")
+            if owner != key or not regular:
+                raise members.error(f"unexpected tar entry {name!r}")
+            if member.rpartition(".")[2] not in DECODERS:
+                raise members.error(f"member {member!r} is refused: only {', '.join(DECODERS)} are read")
+            content[member] = data
     except tarfile.TarError as error:
         raise members.error(f"broken tar content: {error}") from error
     return members
+
+
+def _plain_files(extent: bytes) -> list[tuple[str, bool, bytes]] | None:
+    """Names and contents of regular files whose headers say it all, as those of `write_shard` do; None for other tars.
+
+    A twentieth of the time of tarfile, which takes a fifth of that of a whole sample.
+    """
+    found, begin, total = [], 0, len(extent)
+    while begin < total:
+        data = begin + tarfile.BLOCKSIZE
+        header = extent[begin:data]
+        plain = header[156:157] == tarfile.REGTYPE and header[257:262] == b"ustar" and header[345:346] == b"\0"
+        if not plain or not _OCTAL.fullmatch(size := header[124:135]):
+            return None
+        end = data + int(size, 8)
+        if end > total:
+            return None
+        found.append((header[:100].rstrip(b"\0").decode("utf-8", "replace"), True, extent[data:end]))
+        begin = data + -(-(end - data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return found
+
+
+def _any_files(extent: bytes) -> Iterator[tuple[str, bool, bytes]]:
+    with tarfile.open(fileobj=io.BytesIO(extent), mode="r:") as archive:
+        for info in archive:
+            stream = archive.extractfile(info) if info.isreg() else None
+            yield info.name, info.isreg(), b"" if stream is None else stream.read()
 
 
 class SampleStore:

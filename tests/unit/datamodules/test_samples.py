@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.numpy import save as save_safetensors
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules import samples
 from datamodules.errors import SampleError
 from datamodules.index import Index, read_index, write_index
 from datamodules.samples import SampleStore, parse_members
@@ -161,8 +162,29 @@ def tar_of(name, kind=tarfile.REGTYPE):
     "extent", [tar_of("other.a.json"), tar_of("../k.a.json"), tar_of("k.a.json", tarfile.SYMTYPE), tar_of("k")]
 )
 def test_foreign_tar_entries_are_refused(extent):
-    with pytest.raises(SampleError, match=r"unexpected tar entry|refused"):
-        parse_members("k", "shard.tar", extent)
+    for part in (extent, extent[: tarfile.BLOCKSIZE]):  # with the end of the archive, and as in a shard
+        with pytest.raises(SampleError, match=r"unexpected tar entry|refused"):
+            parse_members("k", "shard.tar", part)
+
+
+def test_plain_headers_are_read_as_tarfile_reads_them(tmp_path):
+    content = {"a.json": b"[1]", "b.json": b"x" * 512, "c.json": b"", "d.npy": bytes(range(256)) * 9}
+    entry = write_shard(tmp_path / "shard.tar", [EncodedSample("k-1", content)]).samples[0]
+    extent = (tmp_path / "shard.tar").read_bytes()[entry.offset : entry.offset + entry.size]
+    plain = samples._plain_files(extent)
+    assert plain == list(samples._any_files(extent)) == [(f"k-1.{name}", True, data) for name, data in content.items()]
+    assert parse_members("k-1", "shard.tar", extent).content == content
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_other_headers_are_left_to_tarfile(kind):
+    stream, name = io.BytesIO(), "k." + "a" * 150 + ".json"
+    with tarfile.open(fileobj=stream, mode="w", format=kind) as archive:
+        info = tarfile.TarInfo(name)
+        info.size = 3
+        archive.addfile(info, io.BytesIO(b"[1]"))
+    assert samples._plain_files(stream.getvalue()) is None
+    assert dict(parse_members("k", "shard.tar", stream.getvalue()).content) == {name[2:]: b"[1]"}
 
 
 def test_no_tar_at_all():
