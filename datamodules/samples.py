@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import struct
 import tarfile
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 import fsspec
 import numpy as np
 from aiohttp import ClientError
+from fsspec.implementations.http import HTTPFileSystem
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
@@ -179,6 +181,12 @@ def _any_files(extent: bytes) -> Iterator[tuple[str, bool, bytes]]:
         for info in archive:
             stream = archive.extractfile(info) if info.isreg() else None
             yield info.name, info.isreg(), b"" if stream is None else stream.read()
+
+
+# A forked process forgets the parent's file systems, and what ends them there would also shut the connections that the
+# parent goes on using. So it holds on to them.
+_inherited: list[object] = []
+os.register_at_fork(before=lambda: _inherited.__setitem__(slice(None), HTTPFileSystem._cache.values()))
 
 
 class SampleStore:

@@ -1,4 +1,6 @@
+import gc
 import io
+import multiprocessing
 import pickle
 import tarfile
 import threading
@@ -267,6 +269,27 @@ def test_http_works_in_forked_workers_after_the_parent_has_read(write_numbers, s
     assert store.read(0).decode("number.json") == 0
     loader = DataLoader(NumbersOf(store), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=30)
     assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3], [4, 5]]
+
+
+def read_and_collect(store):
+    store.read(1)
+    gc.collect()
+
+
+def test_http_works_in_the_parent_after_a_forked_worker_has_ended(write_numbers, server):
+    handler, address = server
+    handler.protocol_version = "HTTP/1.1"  # keeps connections open
+    write_numbers([3])
+    store = SampleStore({f"{address}/numbers": read_index(f"{address}/numbers")})
+    store.read(0)
+    worker = multiprocessing.get_context("fork").Process(target=read_and_collect, args=(store,))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+    read = threading.Thread(target=store.read, args=(2,), daemon=True)
+    read.start()
+    read.join(20)
+    assert not read.is_alive()
 
 
 def test_http_errors_are_sample_errors(write_numbers, server):
