@@ -21,10 +21,11 @@ class Disturbance(Callback):
             written in the background) or `epoch end`.
         step: first step at which it may be.
         action: name of a signal that the rank gets; `full disk`: no file can grow any more; or `truncated shard`.
+        record: file that gets a line, `{"step": 4}`, just before.
+        epoch: steps in which all samples are seen.
         delay: seconds from the beginning of a save.
         rank: which one.
         shard: file to truncate to its half.
-        record: file that gets a line, `{"step": 4}`, just before.
     """
 
     def __init__(
@@ -33,12 +34,13 @@ class Disturbance(Callback):
         step: int,
         action: str,
         record: str,
+        epoch: int,
         delay: float = 0.0,
         rank: int = 0,
         shard: str | None = None,
     ):
         self.moment, self.step, self.action, self.record = moment, step, action, Path(record)
-        self.delay, self.rank, self.shard = delay, rank, shard
+        self.epoch, self.delay, self.rank, self.shard = epoch, delay, rank, shard
         self._trainer: Trainer | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -70,9 +72,12 @@ class Disturbance(Callback):
         """A checkpoint is about to be written."""
         self._at("save")
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """All samples were seen."""
-        self._at("epoch end")
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """All samples were seen once more, perhaps; for Lightning the whole run is one epoch."""
+        if trainer.global_step % self.epoch == 0:
+            self._at("epoch end")
 
     def _at(self, moment: str) -> None:
         trainer = self._trainer

@@ -20,7 +20,8 @@ from gsforge.training.checkpoint_files import read_checkpoint
 from gsforge.training.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, SAVE_EVERY, VALIDATE_EVERY = 36, 3, 6
+STEPS, SAVE_EVERY, VALIDATE_EVERY = 36, 4, 6
+OBJECTS, BATCH = 6, 2
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGUSR2")
 IMPORT, START = "import", "start"
 FIRST = "first batch"
@@ -46,7 +47,7 @@ SMALLEST = {
     "data.init_args.views": 3,
     "data.init_args.eval_views": 3,
     "data.init_args.points": 128,
-    "data.init_args.batch_size": 2,
+    "data.init_args.batch_size": BATCH,
     "data.init_args.max_unreadable": 0,  # rather than replace what is damaged by other objects
 }
 AVERAGES = {"class_path": "gsforge.training.averaging.EMA", "init_args": {"decay": 0.9}}
@@ -105,7 +106,7 @@ class Chaos:
         Raises:
             SystemExit: if that fails.
         """
-        options = "--count 6 --views 6 --size 32 --points 1024 --shard-size 3 --seed 1 --workers 0"
+        options = f"--count {OBJECTS} --views 6 --size 32 --points 1024 --shard-size 3 --seed 1 --workers 0"
         words = ["data", "toy", "objects", "--out", str(self.data), *options.split()]
         if (code := run_ranks(words, 1, self.work / "out").code) != 0:
             raise SystemExit(f"the data were not made: exit code {code}; see {self.work / 'out'}")
@@ -158,7 +159,7 @@ class Chaos:
         options |= {"delay": self.random.uniform(0, 0.03), "rank": self.random.randrange(trial.ranks)}
         shard = self.random.choice(sorted(data.glob("*.tar")))
         disturbance = {"class_path": "benchmarks.chaos.disturbances.Disturbance"}
-        init_args = {**options, "shard": str(shard), "record": str(record)}
+        init_args = {**options, "epoch": OBJECTS // BATCH, "shard": str(shard), "record": str(record)}
         callback = json.dumps({**disturbance, "init_args": init_args})
         ended = self._run(trial, run, data, f"--trainer.callbacks+={callback}")
         if moment == CUT:
