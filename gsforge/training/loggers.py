@@ -58,6 +58,6 @@ def _place(logger: Any, run: RunDirectory, session: str) -> None:
     elif kind == "WandbLogger":
         init_args["id"] = init_args.get("id") or wandb_run_id(run)
         init_args["name"] = init_args.get("name") or run.path.name
-        if not run.wandb_id.is_file():
+        if session.startswith("attempt_") and not run.wandb_id.is_file():  # other commands only read a run
             run.wandb_id.parent.mkdir(parents=True, exist_ok=True)
             write_text(run.wandb_id, init_args["id"] + "\n")

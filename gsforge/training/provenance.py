@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import sys
@@ -24,15 +25,17 @@ def provenance() -> dict[str, str | bool]:
     found: dict[str, str | bool] = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "gsforge": version("gsforge"),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
     root = Path(gsforge.__file__).resolve().parents[1]
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
-    if commit:
-        found |= {"commit": commit, "changed": bool(_git(root, "status", "--porcelain"))}
+    if commit is not None:
+        found["commit"] = commit
+        if (changes := _git(root, "status", "--porcelain")) is not None:
+            found["changed"] = bool(changes)
     if job := os.environ.get("SLURM_JOB_ID"):
         found["slurm_job"] = job
     return found

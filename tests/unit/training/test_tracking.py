@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gsforge.training import safe_loggers
-from gsforge.training.loggers import wandb_run_id
+from gsforge.training.loggers import place_loggers, wandb_run_id
 from gsforge.training.run_directory import RunDirectory
 from gsforge.training.safe_loggers import SafeCSVLogger
 from tests.unit.training.conftest import Command
@@ -133,6 +134,14 @@ def test_all_attempts_are_one_wandb_run_that_says_what_it_is(
     assert "class_path: tiny.TinyModel" in shown[0].tensor_proto.string_val[0].decode()
     assert list((moved / "logs" / "wandb").rglob("*.gif"))
     assert list((moved / "logs" / "wandb").rglob("*.png"))
+
+
+def test_a_command_that_reads_a_run_leaves_no_trace(tmp_path: Path) -> None:
+    for session in ("None", "test"):
+        logger = Namespace(class_path="lightning.pytorch.loggers.WandbLogger", init_args=Namespace(save_dir="logs"))
+        (placed,) = place_loggers([logger], RunDirectory(tmp_path / "run"), session)
+        assert placed.init_args.id == wandb_run_id(RunDirectory(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_code_of_an_attempt_is_known(fit: Fit, run_dir: Path) -> None:
