@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.speed.data_parts import PARTS, TRANSFER, Resume
 from benchmarks.speed.report import Sheet
@@ -113,10 +112,7 @@ def show(results: DataResults, out: Path, console: Console) -> None:
         console: to print on.
     """
     for sheet in _sheets(results):
-        table = Table(*sheet.columns, title=sheet.title)
-        for row in sheet.rows:
-            table.add_row(*row)
-        console.print(table, sheet.note, "")
+        sheet.show(console)
     console.print(*_facts(results), f"written to {out / 'data.md'} and {out / 'data.json'}", sep="\n")
     for peer in ("webdataset", "raw+tensors", "raw"):
         console.print(f"ratio {peer} samples/s {results.headline.ratio(peer):.2f}")

@@ -28,6 +28,17 @@ class Sheet:
     rows: list[list[str]]
     note: str
 
+    def show(self, console: Console) -> None:
+        """Print it.
+
+        Args:
+            console: to print on.
+        """
+        table = Table(*self.columns, title=self.title)
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(table, self.note, "")
+
 
 def show(results: Results, out: Path, console: Console) -> None:
     """Print the tables; the last line is the ratio to the first peer, gsplat's torch code.
@@ -38,10 +49,7 @@ def show(results: Results, out: Path, console: Console) -> None:
         console: to print on.
     """
     for sheet in _sheets(results):
-        table = Table(*sheet.columns, title=sheet.title)
-        for row in sheet.rows:
-            table.add_row(*row)
-        console.print(table, sheet.note, "")
+        sheet.show(console)
     console.print(*_facts(results), f"written to {out / 'rasterize.md'} and {out / 'rasterize.json'}", sep="\n")
     for peer in reversed(results.peers):
         console.print(f"ratio {peer} forward+backward {results.ratio(peer):.2f}")
