@@ -28,7 +28,8 @@ FIRST = "first batch"
 IN_TRAINING = (FIRST, "forward", "backward", "optimiser", "validation", "save", "epoch end")
 FULL, CUT = "full disk", "truncated shard"
 FAILED, REPEATED = 1, 70
-COMPARED = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "callbacks")
+# With averages, they are the `state_dict`, and the weights that are trained the `current_model_state`.
+COMPARED = ("global_step", "state_dict", "current_model_state", "optimizer_states", "lr_schedulers")
 SMALLEST = {
     "trainer.max_steps": STEPS,
     "trainer.val_check_interval": VALIDATE_EVERY,
@@ -241,8 +242,7 @@ def _codes(action: str) -> list[int]:
 
 def _state(run: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(RunDirectory(run).require_checkpoint())
-    callbacks = {name: value for name, value in checkpoint["callbacks"].items() if "EMA" in name}
-    return {name: checkpoint[name] for name in COMPARED} | {"callbacks": callbacks}
+    return {name: checkpoint[name] for name in COMPARED}
 
 
 def difference(one: Any, other: Any, where: str = "checkpoint") -> str | None:
@@ -256,14 +256,16 @@ def difference(one: Any, other: Any, where: str = "checkpoint") -> str | None:
     Returns:
         Name of the part; None if they are equal.
     """
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+    if type(one) is not type(other):
+        return where
+    if isinstance(one, dict) and one.keys() == other.keys():
         found = (difference(value, other[key], f"{where}.{key}") for key, value in one.items())
         return next((name for name in found if name), None)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+    if isinstance(one, list | tuple) and len(one) == len(other):
         pairs = enumerate(zip(one, other, strict=True))
         return next((name for i, pair in pairs if (name := difference(*pair, f"{where}[{i}]"))), None)
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return None if torch.equal(one, other) else where
+    if isinstance(one, torch.Tensor):
+        return None if one.dtype == other.dtype and torch.equal(one, other) else where
     return None if one == other else where
 
 

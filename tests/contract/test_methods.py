@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.chaos.trials import difference
 from benchmarks.processes import start
 from gsforge.cli import main
 from gsforge.cli.export import export_scene
@@ -35,23 +36,6 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 def checkpoint(run_dir: Path) -> dict[str, Any]:
     return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def assert_identical(a: Any, b: Any, where: str = "checkpoint") -> None:
-    """Equal structure and bit-identical tensors."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_identical(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for index, (left, right) in enumerate(zip(a, b, strict=True)):
-            assert_identical(left, right, f"{where}[{index}]")
-    else:
-        assert a == b, where
 
 
 def test_there_are_configurations() -> None:
@@ -95,7 +79,7 @@ def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(toy_run: ToyRu
     first, second = checkpoint(whole), checkpoint(killed)
     assert first["global_step"] == second["global_step"] == STEPS
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
-        assert_identical(first[part], second[part], part)
+        assert difference(first[part], second[part], part) is None
     # The same losses at the same steps: the same objects, views and random numbers.
     expected, resumed = losses(whole), losses(killed)
     assert resumed == {step: expected[step] for step in resumed}
