@@ -183,10 +183,16 @@ def _any_files(extent: bytes) -> Iterator[tuple[str, bool, bytes]]:
             yield info.name, info.isreg(), b"" if stream is None else stream.read()
 
 
-# A forked process forgets the parent's file systems, and what ends them there would also shut the connections that the
-# parent goes on using. So it holds on to them.
 _inherited: list[object] = []
-os.register_at_fork(before=lambda: _inherited.__setitem__(slice(None), HTTPFileSystem._cache.values()))
+
+
+def _keep_connections() -> None:
+    # A forked process forgets the parent's file systems, and what ends them there would also shut the connections that
+    # the parent goes on using. So it holds on to them.
+    _inherited[:] = HTTPFileSystem._cache.values()
+
+
+os.register_at_fork(before=_keep_connections)
 
 
 class SampleStore:

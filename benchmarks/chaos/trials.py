@@ -30,14 +30,7 @@ FULL, CUT = "full disk", "truncated shard"
 FAILED, REPEATED = 1, 70
 # With averages, they are the `state_dict`, and the weights that are trained the `current_model_state`.
 COMPARED = ("global_step", "state_dict", "current_model_state", "optimizer_states", "lr_schedulers")
-SMALLEST = {
-    "trainer.max_steps": STEPS,
-    "trainer.val_check_interval": VALIDATE_EVERY,
-    "trainer.limit_val_batches": 1,
-    "trainer.log_every_n_steps": 1,
-    "trainer.logger": '[{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs"}}]',
-    "checkpoint.every_n_train_steps": SAVE_EVERY,
-    "model.init_args.lr_scheduler.init_args.total_steps": STEPS,
+SMALLEST_VAE = {
     "model.init_args.network.width": 16,
     "model.init_args.network.heads": 2,
     "model.init_args.network.octree_depth": 3,
@@ -46,8 +39,17 @@ SMALLEST = {
     "model.init_args.sampling.tokens": "[8]",
     "model.init_args.sampling.feature_views": 2,
     "data.init_args.views": 3,
-    "data.init_args.eval_views": 3,
     "data.init_args.points": 128,
+}
+SMALLEST = SMALLEST_VAE | {
+    "trainer.max_steps": STEPS,
+    "trainer.val_check_interval": VALIDATE_EVERY,
+    "trainer.limit_val_batches": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.logger": '[{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs"}}]',
+    "checkpoint.every_n_train_steps": SAVE_EVERY,
+    "model.init_args.lr_scheduler.init_args.total_steps": STEPS,
+    "data.init_args.eval_views": 3,
     "data.init_args.batch_size": BATCH,
     "data.init_args.max_unreadable": 0,  # rather than replace what is damaged by other objects
 }

@@ -12,26 +12,18 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.chaos.trials import SMALLEST_VAE
 from benchmarks.processes import Ended, run_ranks
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"
 STEPS, BATCH, STOP_AT = 6, 2, 3
 PREEMPTED = 75
-SMALL = {
+SMALL = SMALLEST_VAE | {
     "trainer.max_steps": STEPS,
     "trainer.limit_val_batches": 0,
     "trainer.logger": "false",
     "model.init_args.lr_scheduler": "null",
-    "model.init_args.network.width": 16,
-    "model.init_args.network.heads": 2,
-    "model.init_args.network.octree_depth": 3,
-    "model.init_args.sampling.context_points": 64,
-    "model.init_args.sampling.target_points": 32,
-    "model.init_args.sampling.tokens": "[8]",
-    "model.init_args.sampling.feature_views": 2,
-    "data.init_args.views": 3,
-    "data.init_args.points": 128,
     "data.init_args.batch_size": BATCH,
     "data.init_args.num_workers": 0,
 }
