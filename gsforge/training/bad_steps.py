@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 
 from gsforge.training.bundles import BundleInfo, save_bundle, tensor_bytes
 from gsforge.training.checkpoint_files import local_part
+from gsforge.training.checkpoints import background_io
 from gsforge.training.run_directory import RunDirectory
 from gsforge.training.step_rng import StepRng
 
@@ -90,7 +91,8 @@ class BadSteps:
     def record(self, trainer: Trainer, entry: dict[str, Any]) -> list[dict[str, Any]]:
         """Write the lines of all ranks; all must call it.
 
-        The first rank writes them: lines that several machines append to a file are lost on shared file systems.
+        The first rank writes them: lines that several machines append to a file are lost on shared file systems. What
+        is left of the step will name a checkpoint, so the newest is waited for.
 
         Args:
             trainer: the running trainer.
@@ -99,6 +101,7 @@ class BadSteps:
         Returns:
             Those of all ranks.
         """
+        background_io(trainer).settle()
         entries: list[Any] = [entry]
         if distributed.is_initialized():
             entries = [None] * distributed.get_world_size()

@@ -144,11 +144,15 @@ class BackgroundCheckpointIO(CheckpointIO):
         Raises:
             CheckpointError: if the last save failed.
         """
-        if self._thread is not None:
-            self._submit(lambda: None).result()
+        self.settle()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    def settle(self) -> None:
+        """Wait until everything asked for is done or has failed."""
+        if self._thread is not None:
+            self._submit(lambda: None).result()
 
     def teardown(self) -> None:
         """Finish what was asked for, and end the thread."""

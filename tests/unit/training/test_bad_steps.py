@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,9 @@ from tiny import TinyPoints
 from torch.utils.data import default_collate
 from unruly import UnrulyModel
 
+from gsforge.training import checkpoint_io
 from gsforge.training.bundles import BundleInfo, load_bundle, save_bundle
+from gsforge.training.checkpoint_io import write_file
 from gsforge.training.checkpoints import load_weights
 from gsforge.training.step_rng import StepRng
 
@@ -44,7 +47,14 @@ def computed_again(run_dir: Path, path: Path, fault: str) -> float:
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_a_bundle_gives_the_same_loss_again(gsforge: Any, run_dir: Path, accumulated: int) -> None:
+def test_a_bundle_gives_the_same_loss_again(
+    gsforge: Any, run_dir: Path, accumulated: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_slowly(checkpoint: dict[str, Any], path: Path) -> None:
+        time.sleep(0.5 if path.stem == "step-00000003" else 0)
+        write_file(checkpoint, path)
+
+    monkeypatch.setattr(checkpoint_io, "write_file", write_slowly)
     UnrulyModel.seen.clear()
     options = ["--checkpoint.every_n_train_steps", "1", "--trainer.accumulate_grad_batches", str(accumulated)]
     options += ["--checkpoint.keep_last", "20", "--trainer.callbacks+=unruly.Nested"]
