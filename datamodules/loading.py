@@ -52,13 +52,27 @@ class RunDataset(Dataset[Sample]):
         Raises:
             SampleError: if none of several substitutes can be used either.
         """
-        index, reports = self._order(n), []
+        return self.__getitems__([n])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Sample]:
+        """Samples of the run, read at the same time where they lie on a server; DataLoader asks for batches here.
+
+        Raises:
+            SampleError: if for one of them none of several substitutes can be used either.
+        """
+        indices = [self._order(n) for n in numbers]
+        extents = self._store.extents(indices)
+        return [self._sample(*places) for places in zip(numbers, indices, extents, strict=True)]
+
+    def _sample(self, n: int, index: int, extent: bytes | Exception) -> Sample:
+        reports = []
         for attempt in range(_ATTEMPTS):
             try:
-                sample = self._assemble(self._store.read(index), self._random(n))
+                sample = self._assemble(self._store.members(index, extent), self._random(n))
             except SampleError as error:
                 reports.append((self._store.name(index), str(error)))
                 index = int(self._random(n, attempt + 1).randint(len(self._store)))
+                [extent] = self._store.extents([index])
             else:
                 return sample | {"position": n, _RANDOM: self._seed_of(n), _UNREADABLE: reports}
         raise SampleError(f"{_ATTEMPTS} samples in a row cannot be used; the last: {reports[-1][1]}")

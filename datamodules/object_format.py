@@ -1,12 +1,12 @@
 """The files of one object in a shard: what `prepare` writes and the DataModule reads."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from datamodules.conditions import Conditions
 from datamodules.samples import Members
@@ -89,6 +89,35 @@ class ObjectRecord:
         return -(self.world_to_camera[:, :3, :3].mT @ self.world_to_camera[:, :3, 3:]).squeeze(-1)
 
 
+def read_views(members: Members, record: ObjectRecord, views: Sequence[int]) -> dict[str, Tensor]:
+    """Decode the three images of some views.
+
+    Args:
+        members: files of the object.
+        record: its record.
+        views: numbers of V views.
+
+    Returns:
+        color [V, 3, S, S] straight sRGB and alpha [V, 1, S, S] in [0, 1]; depth [V, 1, S, S], camera z, 0 where nothing
+        was hit; normal [V, 3, S, S], world, unit length, 0 where nothing was hit.
+
+    Raises:
+        SampleError: if an image is missing, damaged, or has another size or format.
+    """
+    rgba = _planes(members, "color", views, (record.size, record.size, 4), np.uint8) / 255
+    stored = _planes(members, "depth", views, (record.size, record.size), np.uint16)
+    normal = _planes(members, "normal", views, (record.size, record.size, 3), np.uint8)
+    near, far = record.depth_range
+    direction = normal * (2 / 255) - 1
+    length = direction.square().sum(1, keepdim=True).sqrt()  # many times as fast as torch's normalize here
+    return {
+        "color": rgba[:, :3],
+        "alpha": rgba[:, 3:],
+        "depth": ((stored - 1) * ((far - near) / DEPTH_LEVELS) + near) * (stored > 0),
+        "normal": direction / length * (normal.sum(1, keepdim=True) > 0),
+    }
+
+
 def read_view(members: Members, record: ObjectRecord, view: int) -> dict[str, Tensor]:
     """Decode the three images of one view.
 
@@ -98,27 +127,21 @@ def read_view(members: Members, record: ObjectRecord, view: int) -> dict[str, Te
         view: 0 <= view < V.
 
     Returns:
-        color [3, S, S] straight sRGB and alpha [1, S, S] in [0, 1]; depth [1, S, S], camera z, 0 where nothing was
-        hit; normal [3, S, S], world, unit length, 0 where nothing was hit.
+        As `read_views`, without the first axis.
 
     Raises:
         SampleError: if an image is missing, damaged, or has another size or format.
     """
-    size = record.size
-    color = members.array(f"color.{view:03d}.png", (size, size, 4), np.uint8)
-    depth = members.array(f"depth.{view:03d}.png", (size, size), np.uint16)
-    normal = members.array(f"normal.{view:03d}.png", (size, size, 3), np.uint8)
-    near, far = record.depth_range
-    metric = near + (depth.astype(np.float32) - 1) * ((far - near) / DEPTH_LEVELS)
-    rgba = torch.from_numpy(color / np.float32(255)).permute(2, 0, 1)
-    directions = torch.from_numpy(normal * np.float32(2 / 255) - 1).permute(2, 0, 1)
-    hit = torch.from_numpy((normal[..., 0] | normal[..., 1] | normal[..., 2]) != 0)  # ten times as fast as any(-1)
-    return {
-        "color": rgba[:3],
-        "alpha": rgba[3:],
-        "depth": torch.from_numpy(np.where(depth > 0, metric, np.float32(0)))[None],
-        "normal": normalize(directions, dim=0) * hit,
-    }
+    return {name: images[0] for name, images in read_views(members, record, [view]).items()}
+
+
+def _planes(members: Members, name: str, views: Sequence[int], shape: tuple[int, ...], dtype: type) -> Tensor:
+    """Stored numbers of images of a [S, S] or [S, S, C] shape, as [V, 1 or C, S, S] float32."""
+    planes = np.empty((len(views), *(shape[2:] or (1,)), *shape[:2]), np.float32)
+    for number, view in enumerate(views):
+        image = members.array(f"{name}.{view:03d}.png", shape, dtype)
+        planes[number] = np.atleast_3d(image).transpose(2, 0, 1)
+    return torch.from_numpy(planes)
 
 
 def read_points(members: Members, record: ObjectRecord) -> dict[str, np.ndarray]:

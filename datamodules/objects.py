@@ -10,7 +10,7 @@ from torch.nn.functional import avg_pool2d
 from datamodules.base import ShardDataModule
 from datamodules.errors import DataError, SampleError
 from datamodules.loading import Sample
-from datamodules.object_format import KIND, ObjectRecord, read_points, read_view
+from datamodules.object_format import KIND, ObjectRecord, read_points, read_views
 from datamodules.samples import Members, SampleStore, first_record
 from gsforge.core.sampling import farthest_point_sampling
 
@@ -44,17 +44,17 @@ class ObjectAssembler:
             chosen = random.choice(record.views, self.views, replace=False)
             rows = random.choice(record.points, self.points, replace=False)
         cloud = read_points(members, record)
-        views = [shrink(read_view(members, record, view), record.size // self.image_size) for view in chosen.tolist()]
+        views = shrink(read_views(members, record, chosen.tolist()), record.size // self.image_size)
         scale = torch.tensor([self.image_size / record.size] * 2 + [1.0])
         return {
             "key": members.key,
-            "points": torch.from_numpy(cloud["points"][rows]),
-            "point_normals": torch.from_numpy(cloud["point_normals"][rows].astype(np.float32)),
-            "point_colors": torch.from_numpy(cloud["point_colors"][rows] / np.float32(255)),
-            "images": torch.stack([view["color"] for view in views]),
-            "alphas": torch.stack([view["alpha"] for view in views]),
-            "depths": torch.stack([view["depth"] for view in views]),
-            "normals": torch.stack([view["normal"] for view in views]),
+            "points": torch.from_numpy(cloud["points"].take(rows, 0)),  # take: four times as fast as an index
+            "point_normals": torch.from_numpy(cloud["point_normals"].take(rows, 0).astype(np.float32)),
+            "point_colors": torch.from_numpy(cloud["point_colors"].take(rows, 0) / np.float32(255)),
+            "images": views["color"],
+            "alphas": views["alpha"],
+            "depths": views["depth"],
+            "normals": views["normal"],
             "world_to_camera": record.world_to_camera[chosen],
             "intrinsics": record.intrinsics[chosen] * scale[:, None],
         }
@@ -80,28 +80,28 @@ class ObjectAssembler:
             )
 
 
-def shrink(view: dict[str, Tensor], factor: int) -> dict[str, Tensor]:
-    """Make the images of a view smaller by a whole factor.
+def shrink(views: dict[str, Tensor], factor: int) -> dict[str, Tensor]:
+    """Make the images of views smaller by a whole factor.
 
     Coverage and covered colour are averaged; depth and normal, which must not mix surfaces, are those of one pixel.
 
     Args:
-        view: color [3, S, S], alpha [1, S, S], depth [1, S, S] and normal [3, S, S].
+        views: color [V, 3, S, S], alpha [V, 1, S, S], depth [V, 1, S, S] and normal [V, 3, S, S].
         factor: divides S.
 
     Returns:
         The same images with sides S / factor.
     """
     if factor == 1:
-        return view
-    alpha = avg_pool2d(view["alpha"], factor)
-    color = avg_pool2d(view["color"] * view["alpha"], factor) / alpha.clamp_min(1e-6)
+        return views
+    alpha = avg_pool2d(views["alpha"], factor)
+    color = avg_pool2d(views["color"] * views["alpha"], factor) / alpha.clamp_min(1e-6)
     middle = slice(factor // 2, None, factor)
     return {
         "color": color.clamp(0, 1),
         "alpha": alpha,
-        "depth": view["depth"][:, middle, middle],
-        "normal": view["normal"][:, middle, middle],
+        "depth": views["depth"][..., middle, middle],
+        "normal": views["normal"][..., middle, middle],
     }
 
 

@@ -8,6 +8,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -246,18 +247,53 @@ class SampleStore:
         Raises:
             SampleError: if the bytes cannot be read, are not those that were written, or hold a refused member.
         """
-        key, address = self._keys[index].decode(), self.addresses[self._shards[index]]
-        offset, size, crc32 = self._extents[index].tolist()
-        try:
-            filesystem, path = fsspec.core.url_to_fs(address)
-            extent = filesystem.cat_file(path, start=offset, end=offset + size)
-        except (OSError, ClientError) as error:
-            raise SampleError(f"{self.name(index)}: cannot be read: {type(error).__name__}: {error}") from error
+        return self.members(index, self.extents([index])[0])
+
+    def extents(self, indices: Sequence[int]) -> list[bytes | Exception]:
+        """Read the bytes of samples, those of one file system at the same time where it can.
+
+        Args:
+            indices: places in the sequence.
+
+        Returns:
+            For each the bytes that were got, or the error.
+        """
+        places: dict[Any, list[tuple[int, str]]] = defaultdict(list)
+        for number, index in enumerate(indices):
+            filesystem, path = fsspec.core.url_to_fs(self.addresses[self._shards[index]])
+            places[filesystem].append((number, path))
+        found: list[bytes | Exception] = [b""] * len(indices)
+        for filesystem, files in places.items():
+            numbers, paths = zip(*files, strict=True)
+            begins, sizes, _ = self._extents[[indices[number] for number in numbers]].T
+            got = filesystem.cat_ranges(list(paths), begins.tolist(), (begins + sizes).tolist(), on_error="return")
+            for number, content in zip(numbers, got, strict=True):
+                found[number] = content
+        return found
+
+    def members(self, index: int, extent: bytes | Exception) -> Members:
+        """Take the bytes of a sample apart.
+
+        Args:
+            index: its place in the sequence.
+            extent: as `extents` gives it.
+
+        Returns:
+            Its files, not decoded yet.
+
+        Raises:
+            SampleError: if the bytes could not be read, are not those that were written, or hold a refused member.
+        """
+        _, size, crc32 = self._extents[index].tolist()
+        if isinstance(extent, (OSError, ClientError)):
+            raise SampleError(f"{self.name(index)}: cannot be read: {type(extent).__name__}: {extent}") from extent
+        if isinstance(extent, BaseException):
+            raise extent
         if len(extent) != size:
             raise SampleError(f"{self.name(index)}: got {len(extent)} bytes of {size}; the shard is truncated")
         if zlib.crc32(extent) != crc32:
             raise SampleError(f"{self.name(index)}: checksum differs; the shard is damaged, see `gsforge data check`")
-        return parse_members(key, address, extent)
+        return parse_members(self._keys[index].decode(), self.addresses[self._shards[index]], extent)
 
 
 def first_record(store: SampleStore, read: Callable[[Members], Record], start: int = 0) -> tuple[Record, Members]:

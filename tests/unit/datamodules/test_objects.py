@@ -129,10 +129,10 @@ def test_lower_image_size_scales_intrinsics_and_averages_covered_colour(toy_obje
 
 
 def test_shrinking_keeps_the_colour_of_an_edge():
-    color, alpha = torch.zeros(3, 2, 2), torch.zeros(1, 2, 2)
-    color[:, 0, 0], alpha[:, 0, 0] = torch.tensor([0.2, 0.4, 0.8]), 1.0
-    view = {"color": color, "alpha": alpha, "depth": alpha.clone(), "normal": color.clone()}
-    small = shrink(view, 2)
+    color, alpha = torch.zeros(1, 3, 2, 2), torch.zeros(1, 1, 2, 2)
+    color[0, :, 0, 0], alpha[0, :, 0, 0] = torch.tensor([0.2, 0.4, 0.8]), 1.0
+    views = {"color": color, "alpha": alpha, "depth": alpha.clone(), "normal": color.clone()}
+    small = shrink(views, 2)
     assert small["alpha"].item() == 0.25
     torch.testing.assert_close(small["color"].flatten(), torch.tensor([0.2, 0.4, 0.8]))
 

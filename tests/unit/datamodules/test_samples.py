@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules import samples
 from datamodules.errors import SampleError
 from datamodules.index import Index, read_index, write_index
+from datamodules.loading import RunDataset, collate
 from datamodules.samples import SampleStore, parse_members
 from datamodules.shards import EncodedSample, write_shard
 
@@ -249,6 +250,32 @@ def test_http_reads_one_range_for_one_sample(write_numbers, server):
     handler.asked.clear()
     assert store.read(3).decode("number.json") == 3
     assert handler.asked == [("/numbers/shard-000001.tar", "bytes=1024-2047")]
+
+
+def test_http_reads_the_samples_of_a_batch_at_the_same_time(write_numbers, server):
+    handler, address = server
+    folder = f"{address}/numbers"
+    write_numbers([2, 2])
+    store = SampleStore({folder: read_index(folder)})
+    together = threading.Barrier(4)
+    handler.log_request = lambda *_: together.wait(timeout=20)  # before it answers
+    dataset = RunDataset(store, lambda n: 3 - n, lambda members, _: {"number": members.decode("number.json")}, seed=0)
+    [batch] = DataLoader(dataset, batch_size=4, collate_fn=collate)
+    assert batch["number"].tolist() == [3, 2, 1, 0]
+    assert batch["unreadable"] == []
+
+
+def test_extents_come_in_the_order_asked_for_and_each_with_its_own_error(write_numbers, server):
+    _, address = server
+    local = write_numbers([2, 2])
+    index = read_index(str(local))
+    store = SampleStore({str(local): index, f"{address}/refused": index, f"{address}/numbers": index})
+    places = [9, 4, 1, 8]
+    extents = dict(zip(places, store.extents(places), strict=True))
+    with pytest.raises(SampleError, match="cannot be read"):
+        store.members(4, extents.pop(4))
+    found = {place: store.members(place, extent).decode("number.json") for place, extent in extents.items()}
+    assert found == {9: 1, 1: 1, 8: 0}
 
 
 class NumbersOf(Dataset):
