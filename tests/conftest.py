@@ -1,9 +1,16 @@
 """Fixtures shared by all tests, and the rule by which tests that need a GPU are skipped."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: the tests marked `slurm`, which one process gets, wait most of their time."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
