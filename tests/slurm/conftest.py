@@ -30,6 +30,7 @@ if not MISSING and os.geteuid() != 0:
     REASON = "needs a SLURM cluster, whose daemons run as root"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
