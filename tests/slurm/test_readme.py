@@ -1,6 +1,7 @@
 """The commands of slurm/README.md on a real cluster, in a user's order, with fewer objects and steps."""
 
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -63,3 +64,4 @@ def test_from_the_clone_to_a_requeued_job(tmp_path: Path) -> None:
     assert "continuing runs/first at step" in log
     assert "node1 idle" in done.stdout
     assert (tmp_path / "runs" / "second" / "checkpoints" / "last.ckpt").exists()
+    shutil.rmtree(root)  # kept where something failed: the daemons' logs are in it
