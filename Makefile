@@ -39,7 +39,7 @@ lint: $(SETUP) ## style, types and layer contracts
 
 test: lint ## lint, then the whole test suite
 	$(BIN)/python -m gsforge.render.cpu
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist loadgroup
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto
 
 clean: ## remove the environment, caches, compiled kernels, toy data and runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis data/toy runs

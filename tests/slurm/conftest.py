@@ -30,12 +30,10 @@ if not MISSING and os.geteuid() != 0:
     REASON = "needs a SLURM cluster, whose daemons run as root"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.slurm)
-            item.add_marker(pytest.mark.xdist_group("slurm"))
             if REASON:
                 item.add_marker(pytest.mark.skip(reason=REASON))
 

@@ -70,7 +70,7 @@ def started(submit: Submitter, folder: Path) -> dict[str, Job]:
     lines = (f"--run_dir {folder}/seed_{seed} --seed_everything {seed}\n" for seed in (7, 8))
     (folder / "scenes").write_text("".join(lines))
     scenes = submit(folder, *PAIR, "--array", folder / "scenes", "--", SAFE, arrayed=2)
-    warned = (*PAIR, "--time", "2", "--lead", "45", pause(folder / "warned_held", 3))
+    warned = (*PAIR, "--time", "3", "--lead", "45", pause(folder / "warned_held", 3))
     return {
         "seed_7": scenes[0],
         "seed_8": scenes[1],
