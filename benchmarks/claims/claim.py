@@ -6,10 +6,10 @@ import importlib.metadata
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,7 +18,9 @@ from benchmarks.claims import report
 from benchmarks.claims.plot import Panel
 from benchmarks.claims.report import Result
 from benchmarks.claims.rules import Numbers, Rule
+from benchmarks.claims.seeds import SeedFile
 from benchmarks.claims.statistics import mean_interval
+from gsforge.training.provenance import provenance
 
 FEWEST_SEEDS = 3
 
@@ -89,6 +91,8 @@ def _enough(text: str) -> int:
 def run(claim: Claim, seeds: Sequence[int], quick: bool, out: Path, command: str) -> Result:
     """Measure a claim on one thread, print and write what was found.
 
+    Seeds that the same commit, without changes, measured before it was interrupted are not measured again.
+
     Args:
         claim: the claim.
         seeds: one measurement each.
@@ -103,10 +107,12 @@ def run(claim: Claim, seeds: Sequence[int], quick: bool, out: Path, command: str
     report.announce(claim.sentence, claim.source, claim.compared, [rule.sentence for rule in claim.rules], console)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    started, measured = time.perf_counter(), []
-    for seed in seeds:
-        measured.append(claim.measure(seed, quick))
-        console.print(f"[dim]seed {seed}: {time.perf_counter() - started:.0f} s[/]")
+    versions, measured, seconds = _versions(), [], 0.0
+    kept = SeedFile(out / f"{claim.name}.seeds.json", _conditions(versions, quick))
+    for seed, values, taken in kept.measure(seeds, lambda seed: claim.measure(seed, quick)):
+        measured.append(values)
+        seconds += taken
+        console.print(f"[dim]seed {seed}: {taken:.0f} s[/]")
     torch.set_num_threads(threads)
     numbers = {name: mean_interval([values[name] for values in measured]) for name in measured[0]}
     result = Result(
@@ -118,16 +124,23 @@ def run(claim: Claim, seeds: Sequence[int], quick: bool, out: Path, command: str
         quick=quick,
         date=datetime.date.today().isoformat(),
         seeds=list(seeds),
-        seconds=round(time.perf_counter() - started),
-        versions=_versions(),
+        seconds=round(seconds),
+        versions=versions,
         rules=[rule.judge(numbers) for rule in claim.rules],
         numbers=numbers,
     )
     report.write(result, claim.draw(numbers, quick), out)
     report.show(result, out, console)
+    kept.remove()
     return result
 
 
 def _versions() -> dict[str, str]:
     packages = ("gsforge", "torch", "numpy", "scipy")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def _conditions(versions: dict[str, str], quick: bool) -> dict[str, Any] | None:
+    """What numbers of a seed depend on; None where the code is not that of a commit."""
+    code = provenance()
+    return versions | {"quick": quick, "commit": code["commit"]} if code.get("changed") is False else None

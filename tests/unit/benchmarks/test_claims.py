@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,6 +18,7 @@ from benchmarks.claims.claim import Claim, command_line
 from benchmarks.claims.plot import Line, Panel, ticks, to_svg
 from benchmarks.claims.report import Result
 from benchmarks.claims.rules import Condition, Numbers, Rule, every_above, every_below, mean_above, mean_below
+from benchmarks.claims.seeds import SeedFile
 from benchmarks.claims.statistics import mean_interval, smallest_p_value, spearman
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -44,6 +46,36 @@ FLAT = Rule("heights and widths", ("height", "width"), every_below(1.0))
 def written(*rules: Rule, out: Path, arguments: Sequence[str] = ()) -> tuple[int, Result, list[str]]:
     code = command_line(claim(*rules), ["--out", str(out), *arguments])
     return code, Result.load(out / "toy.json"), (out / "toy.md").read_text().splitlines()
+
+
+# --- seeds
+
+
+def test_an_interrupted_measurement_goes_on_after_its_last_seed(tmp_path: Path) -> None:
+    asked = []
+
+    def third_fails(seed: int) -> dict[str, float]:
+        asked.append(seed)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return {"height": 0.1 * seed}
+
+    path = tmp_path / "out" / "toy.seeds.json"
+    with pytest.raises(KeyboardInterrupt):
+        list(SeedFile(path, {"commit": "a"}).measure(range(4), third_fails))
+    again = SeedFile(path, {"commit": "a"})
+    found = [(seed, numbers) for seed, numbers, _ in again.measure(range(4), third_fails)]
+    assert found == [(seed, {"height": 0.1 * seed}) for seed in range(4)]
+    assert asked == [0, 1, 2, 2, 3]
+    again.remove()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("before", "now"), [({"commit": "a"}, {"commit": "b"}), (None, None)])
+def test_seeds_of_other_or_unknown_code_are_measured_again(before: Any, now: Any, tmp_path: Path) -> None:
+    for number, conditions in enumerate((before, now)):
+        found = SeedFile(tmp_path / "seeds.json", conditions).measure([0], lambda _, number=number: {"height": number})
+        assert [numbers["height"] for _, numbers, _ in found] == [number]
 
 
 # --- statistics
