@@ -34,6 +34,7 @@ class NetworkConfig:
         initial_scale: initial standard deviation of a Gaussian, object units.
         minimum_scale: lower bound of the standard deviation (3D mip filter), object units.
         initial_opacity: initial opacity.
+        checkpoint_blocks: keep the input of each block alone and compute it again in the backward pass.
     """
 
     width: int = 1024
@@ -52,6 +53,7 @@ class NetworkConfig:
     initial_scale: float = 0.004
     minimum_scale: float = 9e-4
     initial_opacity: float = 0.1
+    checkpoint_blocks: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""

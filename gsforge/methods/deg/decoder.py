@@ -13,6 +13,7 @@ from gsforge.core.sampling import hammersley
 from gsforge.methods.deg.config import NetworkConfig
 from gsforge.nn.attention import CrossAttention, SelfAttention, feed_forward, initialise
 from gsforge.nn.embeddings import PointEmbedding
+from gsforge.nn.recompute import run_block
 
 CHANNELS = {"offset": 3, "color": 3, "scale": 3, "rotation": 4, "opacity": 1, "spread": 1}
 
@@ -87,7 +88,7 @@ class AttributeDecoder(nn.Module):
             config: sizes of the network.
         """
         super().__init__()
-        self.config = config
+        self.config, self.checkpointing = config, config.checkpoint_blocks
         width, self.per_anchor = config.width, config.gaussians_per_anchor
         self.anchor_embedding = PointEmbedding(width, config.embedding_octaves)
         self.blocks = nn.ModuleList(
@@ -119,7 +120,7 @@ class AttributeDecoder(nn.Module):
         """
         h_BPD = self.anchor_embedding(anchors)
         for block in self.blocks:
-            h_BPD = block(h_BPD, z_BMZ)
+            h_BPD = run_block(block, h_BPD, z_BMZ, recompute=self.checkpointing)
         return self.expand(anchors, self.head(self.final_norm(h_BPD)).float())
 
     def expand(self, anchors: Tensor, raw: Tensor) -> Expansion:

@@ -20,6 +20,7 @@ from gsforge.core.random import SampleRandom, uniform_like
 from gsforge.methods.deg.config import NetworkConfig
 from gsforge.nn.attention import CrossAttention, feed_forward, initialise, modulate
 from gsforge.nn.embeddings import PointEmbedding, ScalarEmbedding
+from gsforge.nn.recompute import run_block
 
 _GATES = [2, 5]  # rows of the modulation that scale the two residual branches
 
@@ -83,7 +84,7 @@ class OctreeDensity(nn.Module):
         """
         super().__init__()
         width = config.width
-        self.depth = config.octree_depth
+        self.depth, self.checkpointing = config.octree_depth, config.checkpoint_blocks
         self.cell_embedding = PointEmbedding(width, config.embedding_octaves)
         self.resolution_embedding = ScalarEmbedding(width)
         self.to_modulation = nn.Linear(width, 6 * width)
@@ -121,7 +122,7 @@ class OctreeDensity(nn.Module):
         modulation_6D = self.to_modulation(silu(self.resolution_embedding(resolution))).unflatten(-1, (6, -1))
         h_BCD = self.cell_embedding(cell_centers(codes, level).to(z_BMZ.dtype))
         for block in self.blocks:
-            h_BCD = block(h_BCD, z_BMZ, modulation_6D)
+            h_BCD = run_block(block, h_BCD, z_BMZ, modulation_6D, recompute=self.checkpointing)
         return self.head(self.final_norm(h_BCD)).float().log_softmax(-1)
 
     def structural_loss(self, points: Tensor, z_BMZ: Tensor) -> Tensor:

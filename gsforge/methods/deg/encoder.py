@@ -9,6 +9,7 @@ from gsforge.core.random import SampleRandom, normal_like
 from gsforge.methods.deg.config import NetworkConfig
 from gsforge.nn.attention import CrossAttention, SelfAttention, feed_forward, initialise
 from gsforge.nn.embeddings import PointEmbedding, PointSinusoids
+from gsforge.nn.recompute import run_block
 
 _EPS = 1e-6  # of the norms inside blocks
 
@@ -140,6 +141,7 @@ class SetEncoder(nn.Module):
         """
         super().__init__()
         width = config.width
+        self.checkpointing = config.checkpoint_blocks
         self.query_embedding = PointEmbedding(width, config.embedding_octaves)
         self.semantic_set = FeatureSet(config, semantic_channels)
         blocks = [EncoderBlock(width, config.heads) for _ in range(config.encoder_blocks)]
@@ -197,11 +199,12 @@ class SetEncoder(nn.Module):
         semantic_BSD = self.semantic_set(*semantic)
         if self.appearance_set is None or appearance is None:
             for block in self.blocks:
-                x_BMD = block(x_BMD, semantic_BSD, None, None)
+                x_BMD = run_block(block, x_BMD, semantic_BSD, None, None, recompute=self.checkpointing)
         else:
             appearance_BSD = self.appearance_set(*appearance)
             for block, layer in zip(self.blocks, self.appearance_layers, strict=True):
-                x_BMD = block(x_BMD, semantic_BSD, layer, appearance_BSD)
+                inputs = (x_BMD, semantic_BSD, layer, appearance_BSD)
+                x_BMD = run_block(block, *inputs, recompute=self.checkpointing)
         x_BMD = self.final_norm(x_BMD)
         # Back from the precision of autocast: the latent decides positions, which bfloat16 would blur.
         return self.to_mean(x_BMD).to(queries.dtype), self.to_log_variance(x_BMD).to(queries.dtype)

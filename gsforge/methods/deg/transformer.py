@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import silu
-from torch.utils.checkpoint import checkpoint
 
 from gsforge.core.object_camera import CAMERA_NUMBERS
 from gsforge.methods.deg.flow_config import FlowNetworkConfig
 from gsforge.nn.attention import SelfAttention, feed_forward, initialise, modulate
 from gsforge.nn.embeddings import AnchorSinusoids, ScalarEmbedding
+from gsforge.nn.recompute import run_block
 
 
 class Prediction(NamedTuple):
@@ -242,23 +242,18 @@ class FlowTransformer(nn.Module):
             h_BMD = h_BMD + self.anchor_embedding(anchors)
         c_BSD = self.semantic_in(semantic) + self.appearance_in(appearance)
         for block in self.latent_blocks:
-            h_BMD = self._run(block, h_BMD, modulation_BE)
+            h_BMD = run_block(block, h_BMD, modulation_BE, recompute=self.checkpointing)
         for block in self.image_blocks:
-            c_BSD = self._run(block, c_BSD)
+            c_BSD = run_block(block, c_BSD, recompute=self.checkpointing)
         sequence = [h_BMD, c_BSD]
         if self.camera_in is not None and camera is not None:
             sequence.append(self.camera_in(camera)[:, None])
         h_BLD = torch.cat(sequence, dim=1)
         for block in self.blocks:
-            h_BLD = self._run(block, h_BLD, modulation_BE)
+            h_BLD = run_block(block, h_BLD, modulation_BE, recompute=self.checkpointing)
         shift, scale = (self.final_table + time_BD[:, None]).chunk(2, dim=1)
         out_BMD = modulate(self.final_norm(h_BLD[:, : latent.shape[1]]), shift, scale)
         if self.camera_out is None:
             return Prediction(self.latent_out(out_BMD), None)
         out_BD = modulate(self.final_norm(h_BLD[:, -1:]), shift, scale)[:, 0]
         return Prediction(self.latent_out(out_BMD), self.camera_out(out_BD))
-
-    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)

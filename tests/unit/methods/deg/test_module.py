@@ -69,6 +69,26 @@ def test_equal_seeds_give_the_same_loss_to_the_last_bit(stage: str, build: Build
     assert not torch.equal(losses[0], losses[2])
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_recomputed_blocks_give_the_same_gradients_and_keep_less(stage: str, build: Build, batch: Batch) -> None:
+    kept: list[int] = []
+
+    def count(tensor: Tensor) -> Tensor:
+        kept[-1] += tensor.numel()
+        return tensor
+
+    gradients = []
+    for recomputed in (False, True):
+        model = awakened(build(stage, network={"checkpoint_blocks": recomputed}))
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = step(model, batch)
+        loss.backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad})
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+    assert kept[1] < 0.8 * kept[0]
+
+
 def test_initial_structure_loss_is_near_that_of_a_uniform_density(build: Build, batch: Batch) -> None:
     model = build(loss={"structure": 1.0, "kl": 0.0})
     # 16 points in at most 16 of 512 leaves.
