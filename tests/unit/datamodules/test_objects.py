@@ -190,6 +190,12 @@ def drop_views(content, record):
         record[name] = record[name][:2]
 
 
+def spoil_normal(content, value):
+    normals = np.load(io.BytesIO(content["point_normals.npy"])).copy()
+    normals[700, 1] = value
+    content["point_normals.npy"] = npy(normals)
+
+
 BROKEN = {
     "another version": (lambda c, r: r.update(schema=2), "record has schema 2"),
     "no views": (lambda c, r: r.pop("views"), "record is incomplete: KeyError"),
@@ -213,6 +219,8 @@ BROKEN = {
     "few views": (drop_views, "has 2 views, 3 are asked for"),
     "few points": (lambda c, r: r.update(points=100), "has 100 surface points"),
     "shape": (lambda c, r: c.update({"points.npy": npy(np.zeros((1024, 2), np.float32))}), r"points\.npy is float32"),
+    "nan normal": (lambda c, r: spoil_normal(c, np.nan), r"point_normals\.npy holds NaN"),
+    "infinite normal": (lambda c, r: spoil_normal(c, -np.inf), r"point_normals\.npy holds NaN or infinite"),
     "nan points": (lambda c, r: c.update({"points.npy": npy(np.full((1024, 3), np.nan, np.float32))}), "holds NaN"),
 }
 
