@@ -25,7 +25,7 @@ $(SETUP): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(SETUP) ## from nothing to a trained, resumed, reported model (19 minutes on 2 cores)
+demo: $(SETUP) ## from nothing to a trained, resumed, reported model (17 minutes on 2 cores)
 	$(BIN)/python -m benchmarks.demo
 
 bench: $(SETUP) ## speed of the renderer on the CPU against gsplat (under 10 minutes)
