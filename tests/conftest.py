@@ -1,6 +1,7 @@
 """Fixtures shared by all tests, and the rule by which tests that need a GPU are skipped."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Every test where there is room, but those on SLURM, which share a cluster, in one process.
 
-    The marks that xdist has for this do nothing under pytest 9.2, which no longer lets it change the names of tests.
+    So are those of a contract that try the same configuration, which they train once. The marks that xdist has for this
+    do nothing under pytest 9.2, which no longer lets it change the names of tests.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "slurm" if nodeid.startswith("tests/slurm/") else nodeid
+            group = re.match(r"tests/(slurm|contract/.*\[(\w+/\w+))", nodeid)
+            return nodeid if group is None else group[2] or group[1]
 
     return Scheduler(config, log)
 
