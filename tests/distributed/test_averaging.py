@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import fit, state
+
+from tests.distributed.test_resume import fit, state
 
 DECAY = 0.9
 
