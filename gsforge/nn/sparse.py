@@ -279,8 +279,8 @@ class PointwiseConv(_Convolution):
         return nn.functional.linear(features, weight.mT, self.bias)
 
 
-class StridedConv(_Convolution):
-    """Convolution with kernel and stride 2, to the coarser grid."""
+class _Halving(_Convolution):
+    """A convolution between a grid and the coarser one."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         """Build the convolution without a bias.
@@ -290,6 +290,10 @@ class StridedConv(_Convolution):
             out_channels: of the output.
         """
         super().__init__(channels, out_channels, 2)
+
+
+class StridedConv(_Halving):
+    """Convolution with kernel and stride 2, to the coarser grid."""
 
     def forward(self, features: Tensor, grid: VoxelGrid) -> Tensor:
         """Convolve.
@@ -304,17 +308,8 @@ class StridedConv(_Convolution):
         return convolve(features, self.places, grid.coarser()[1])
 
 
-class InverseConv(_Convolution):
+class InverseConv(_Halving):
     """Back from the coarser grid to the voxels that it was made of, with the same pairs."""
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        """Build the convolution without a bias.
-
-        Args:
-            channels: of the input.
-            out_channels: of the output.
-        """
-        super().__init__(channels, out_channels, 2)
 
     def forward(self, features: Tensor, grid: VoxelGrid) -> Tensor:
         """Convolve.
