@@ -106,8 +106,21 @@ class EvaluationDataset(Dataset[Sample]):
         Raises:
             SampleError: if it cannot be used; a metric over other samples would not be comparable.
         """
-        index = number if number >= 0 else -1 - number
-        return self._assemble(self._store.read(index), None) | {"position": max(number, -1), _RANDOM: _seed(0, index)}
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Sample]:
+        """Samples of a batch, as `RunDataset` reads them.
+
+        Raises:
+            SampleError: if one cannot be used.
+        """
+        indices = [number if number >= 0 else -1 - number for number in numbers]
+        found = zip(numbers, indices, self._store.extents(indices), strict=True)
+        return [
+            self._assemble(self._store.members(index, extent), None)
+            | {"position": max(number, -1), _RANDOM: _seed(0, index)}
+            for number, index, extent in found
+        ]
 
 
 class RunSampler(DistributedSampler[int]):

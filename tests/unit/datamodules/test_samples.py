@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules import samples
 from datamodules.errors import SampleError
 from datamodules.index import Index, read_index, write_index
-from datamodules.loading import RunDataset, collate
+from datamodules.loading import EvaluationDataset, RunDataset, collate, collate_evaluation
 from datamodules.samples import SampleStore, parse_members
 from datamodules.shards import EncodedSample, write_shard
 
@@ -252,17 +252,27 @@ def test_http_reads_one_range_for_one_sample(write_numbers, server):
     assert handler.asked == [("/numbers/shard-000001.tar", "bytes=1024-2047")]
 
 
-def test_http_reads_the_samples_of_a_batch_at_the_same_time(write_numbers, server):
+def number_of(members, _):
+    return {"number": members.decode("number.json")}
+
+
+@pytest.mark.parametrize(
+    ("made_of", "collated"),
+    [
+        (lambda store: RunDataset(store, lambda n: n, number_of, seed=0), collate),
+        (lambda store: EvaluationDataset(store, number_of), collate_evaluation),
+    ],
+)
+def test_http_reads_the_samples_of_a_batch_at_the_same_time(write_numbers, server, made_of, collated):
     handler, address = server
     folder = f"{address}/numbers"
     write_numbers([2, 2])
     store = SampleStore({folder: read_index(folder)})
     together = threading.Barrier(4)
     handler.log_request = lambda *_: together.wait(timeout=20)  # before it answers
-    dataset = RunDataset(store, lambda n: 3 - n, lambda members, _: {"number": members.decode("number.json")}, seed=0)
-    [batch] = DataLoader(dataset, batch_size=4, collate_fn=collate)
-    assert batch["number"].tolist() == [3, 2, 1, 0]
-    assert batch["unreadable"] == []
+    [batch] = DataLoader(made_of(store), batch_size=4, collate_fn=collated, sampler=[3, 1, 2, 0])
+    assert batch["number"].tolist() == batch["position"].tolist() == [3, 1, 2, 0]
+    assert batch.get("unreadable", []) == []
 
 
 def test_extents_come_in_the_order_asked_for_and_each_with_its_own_error(write_numbers, server):
